@@ -1,0 +1,3 @@
+"""LLM Proxy hides provider keys behind withering tokens."""
+
+__version__ = "0.1.0"

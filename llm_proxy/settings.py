@@ -1,0 +1,388 @@
+"""The settings table: the only reader of the environment."""
+
+import base64
+import binascii
+import dataclasses
+import difflib
+import os
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+
+from llm_proxy.errors import SettingsError
+from llm_proxy.secret import Secret
+
+SIZES = {"": 1, "b": 1, "kb": 10**3, "kib": 2**10, "mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
+DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+WELL_KNOWN_TOKENS = frozenset({"changeme", "secret", "admin", "password", "management-token", "your-management-token"})
+SHORTEST_MANAGEMENT_TOKEN = 32
+OUR_PREFIXES = ("LLM_PROXY_", "HTTP_CACHE_", "EVENT_", "OBSERVABILITY_", "DISTRIBUTED_RATE_LIMIT_")
+
+# Names of the two predecessors that mean nothing here, and what to use instead.
+RETIRED = {
+    "ADMIN_UI_API_BASE_URL": "nothing: the admin site needs no address of the API",
+    "DATABASE_MAX_CONNECTIONS": "DATABASE_POOL_SIZE",
+    "DB_MAX_CONNECTIONS": "DATABASE_POOL_SIZE",
+    "MASTER_API_KEY": "a master key made with /admin/v1/master-keys",
+    "MAX_REQUEST_SIZE": "MAX_REQUEST_BYTES",
+    "PROVIDER_CONFIG_FILE": "API_CONFIG_PATH",
+    "SERVER_ADDR": "LISTEN_ADDR",
+}
+
+
+def parse_bool(text: str) -> bool:
+    """true, false, 1, 0, yes, no."""
+    try:
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+    except KeyError:
+        raise ValueError("true, false, 1, 0, yes or no") from None
+
+
+def parse_int(text: str) -> int:
+    """a whole number, 0 or more."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ValueError("a whole number, 0 or more")
+    return int(text)
+
+
+def parse_size(text: str) -> int:
+    """a size in bytes, such as 1048576, 10MB or 64KiB."""
+    match = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*)", text)
+    if not match or match[2].lower() not in SIZES:
+        raise ValueError("a size such as 1048576, 10MB or 64KiB")
+    return int(match[1]) * SIZES[match[2].lower()]
+
+
+def parse_duration(text: str) -> float:
+    """seconds from a duration, such as 30s, 5m, 1h; a bare number is seconds."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*(ms|s|m|h|d|)", text)
+    if not match:
+        raise ValueError("a duration such as 500ms, 30s, 5m or 1h")
+    return float(match[1]) * DURATIONS[match[2] or "s"]
+
+
+def parse_address(text: str) -> str:
+    """host:port, or :port for all addresses; port 0 takes a free one."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s/]*):([0-9]{1,5})", text)
+    if not match or int(match[2]) > 65535:
+        raise ValueError("host:port, or :port for all addresses")
+    return text
+
+
+def parse_text(text: str) -> str:
+    """any text."""
+    return text
+
+
+def parse_url(text: str) -> str:
+    """a URL."""
+    parts = urlsplit(text)
+    if not parts.scheme or not (parts.netloc or parts.path):
+        raise ValueError("a URL such as postgresql://user:password@host/name")
+    return text
+
+
+def parse_list(text: str) -> tuple[str, ...]:
+    """a list, separated by commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_secret(text: str) -> Secret:
+    """a secret; NAME_FILE may name a file that holds it."""
+    return Secret(text)
+
+
+def parse_secret_url(text: str) -> Secret:
+    """a URL that may hold a password; NAME_FILE may name a file that holds it."""
+    return Secret(parse_url(text))
+
+
+def parse_encryption_keys(text: str) -> tuple[Secret, ...]:
+    """one or several base64 32-byte keys, newest first."""
+    keys = parse_list(text)
+    for key in keys:
+        try:
+            if len(base64.b64decode(key, validate=True)) != 32:
+                raise ValueError
+        except (ValueError, binascii.Error):
+            raise ValueError(
+                "base64 of 32 random bytes; several are separated by commas, newest first; "
+                "`openssl rand -base64 32` makes one"
+            ) from None
+    return tuple(Secret(key) for key in keys)
+
+
+def parse_secrets(text: str) -> tuple[Secret, ...]:
+    """one or several secrets, separated by commas."""
+    return tuple(Secret(part) for part in parse_list(text))
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A parser that admits only these words."""
+
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError(" or ".join(choices))
+        return text.lower()
+
+    parse.__doc__ = " or ".join(choices) + "."
+    return parse
+
+
+SECRET_KINDS = (parse_secret, parse_secret_url, parse_secrets, parse_encryption_keys)
+
+
+def setting(group: str, parse: Callable[[str], Any], default: str, help: str, *aliases: str) -> Any:
+    """One row of the table: a dataclass field whose default is written as an operator would write it."""
+    return dataclasses.field(
+        default=parse(default) if default or parse is not parse_url else "",
+        metadata={"group": group, "parse": parse, "default": default, "help": help, "aliases": aliases},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The effective settings; durations are seconds, sizes bytes. One field is one setting of the same name in capitals."""
+
+    listen_addr: str = setting("sites", parse_address, ":8080", "Where the proxy listens.")
+    admin_ui_listen_addr: str = setting(
+        "sites", parse_address, "127.0.0.1:8081", "Where the admin site listens; loopback unless you say otherwise."
+    )
+    admin_ui_enabled: bool = setting("sites", parse_bool, "true", "Serve the admin site.")
+    shutdown_timeout: float = setting("sites", parse_duration, "30s", "How long running calls may take to finish at a stop.")
+    drain_delay: float = setting(
+        "sites", parse_duration, "0s", "How long /ready says 503 at a stop while calls are still accepted; 5s behind a load balancer."
+    )
+    trusted_proxies: tuple[str, ...] = setting(
+        "sites", parse_list, "", "Networks (CIDR) whose X-Forwarded-For and X-Forwarded-Proto count."
+    )
+    allowed_hosts: tuple[str, ...] = setting("sites", parse_list, "", "Host names that are answered; empty for any.")
+    sse_keepalive: float = setting(
+        "sites", parse_duration, "15s", "Silence on an event stream after which a comment line is sent; 0 for never."
+    )
+    reuse_port: bool = setting("sites", parse_bool, "false", "Let several processes listen on the same port (SO_REUSEPORT).")
+    max_request_bytes: int = setting("sites", parse_size, "32MiB", "The largest request body.")
+    max_concurrent_requests: int = setting("sites", parse_int, "10000", "Calls in flight, above which 503 is answered.")
+
+    management_token: tuple[Secret, ...] = setting(
+        "secrets",
+        parse_secrets,
+        "",
+        "The operator's credential for /manage and the admin site, 32 characters or more; several, separated by commas, while rotating.",
+        "ADMIN_KEY",
+    )
+    encryption_key: tuple[Secret, ...] = setting(
+        "secrets",
+        parse_encryption_keys,
+        "",
+        "Encrypts provider keys at rest: base64 of 32 random bytes; several while rotating, newest first.",
+    )
+    require_encryption_key: bool = setting("secrets", parse_bool, "false", "Refuse to start without ENCRYPTION_KEY.")
+    metrics_token: Secret = setting(
+        "secrets", parse_secret, "", "Bearer token for /metrics; without one the proxy site serves it to loopback only."
+    )
+
+    db_driver: str = setting("database", one_of("sqlite", "postgres"), "sqlite", "The database; DATABASE_URL alone implies postgres.")
+    database_path: str = setting("database", parse_text, "data/llm-proxy.db", "The SQLite file.")
+    database_url: Secret = setting(
+        "database", parse_secret_url, "", "The PostgreSQL database, postgresql://user:password@host:5432/name.", "DB_URL"
+    )
+    database_pool_size: int = setting("database", parse_int, "10", "Connections to PostgreSQL.")
+
+    api_config_path: str = setting(
+        "providers", parse_text, "config/api_providers.yaml", "The provider profiles; the packaged file when this one is absent."
+    )
+    default_api_provider: str = setting("providers", parse_text, "", "The profile of new projects, over the file's default_api.")
+    request_timeout_secs: float = setting(
+        "providers", parse_duration, "0", "Replaces first_byte and idle of every profile; 0 for the profile's own."
+    )
+    ttft_timeout_secs: float = setting(
+        "providers", parse_duration, "0", "Bounds the time to the first body byte of a stream; 0 for none."
+    )
+    verify_ssl: bool = setting("providers", parse_bool, "true", "Verify the certificates of providers.")
+    ssl_cert_file: str = setting("providers", parse_text, "", "Further certificate authorities (PEM) for providers.")
+    allow_private_upstreams: bool = setting(
+        "providers", parse_bool, "false", "Admit http and private addresses as base URLs given through an API (local models)."
+    )
+
+    token_cache_size: int = setting("limits", parse_int, "10000", "Tokens kept in memory.")
+
+    audit_enabled: bool = setting("audit", parse_bool, "true", "Keep the audit log.")
+    audit_log_file: str = setting("audit", parse_text, "", "Also append audit events to this file, as JSON lines.")
+    audit_retention_days: int = setting("audit", parse_int, "0", "Days after which audit events are deleted; 0 keeps them.")
+
+    log_level: str = setting("logs", one_of("debug", "info", "warning", "error"), "info", "The least level that is logged.")
+    log_format: str = setting("logs", one_of("auto", "json", "text"), "auto", "JSON, or text; auto is text on a terminal.")
+    log_file: str = setting("logs", parse_text, "", "Append the log to this file instead of standard error.")
+
+    enable_metrics: bool = setting("metrics", parse_bool, "true", "Serve Prometheus metrics.")
+    metrics_path: str = setting("metrics", parse_text, "/metrics", "Where metrics are served.")
+
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+
+TABLE = tuple(field for field in dataclasses.fields(Settings) if field.metadata)
+ALIASES = {alias: field.name.upper() for field in TABLE for alias in field.metadata["aliases"]}
+
+
+def kind_of(field: "dataclasses.Field[Any]") -> str:
+    """What a setting accepts, in words."""
+    return (field.metadata["parse"].__doc__ or "").strip().rstrip(".")
+
+
+def load(env_file: str | None = None, overrides: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings: overrides (flags), over the environment, over the file, over the defaults.
+
+    Args:
+        env_file: a file of NAME=value lines; without one `.env` of the working directory, when there.
+        overrides: values by setting name, as a command's flags give them.
+
+    Raises:
+        SettingsError: a value does not parse, names contradict, or a named file cannot be read.
+    """
+    path = pathlib.Path(env_file or ".env")
+    file = _read_env_file(path, required=env_file is not None)
+    layers = [(dict(overrides or {}), "flag"), (dict(os.environ), "environment"), (file, str(path))]
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for field in TABLE:
+        found = _find(field, layers)
+        if found is not None:
+            name, text, source = found
+            values[field.name], sources[field.name.upper()] = _parse(field, name, text), source
+    _stand_in(values, sources, layers)
+    warnings = tuple(_unknown(file, all_names=True) + _unknown(os.environ, all_names=False))
+    settings = Settings(**values, sources=sources, warnings=warnings)
+    return _imply_driver(settings)
+
+
+def _read_env_file(path: pathlib.Path, *, required: bool) -> dict[str, str]:
+    if not path.exists():
+        if required:
+            raise SettingsError(f"{path}: there is no such file. `llm-proxy setup` makes one.")
+        return {}
+    try:
+        return {name: value for name, value in dotenv_values(path, interpolate=False).items() if value is not None}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: cannot be read: {error}") from error
+
+
+def _find(field: "dataclasses.Field[Any]", layers: list[tuple[dict[str, str], str]]) -> tuple[str, str, str] | None:
+    names = (field.name.upper(), *field.metadata["aliases"])
+    for values, source in layers:
+        for name in names:
+            if values.get(name):
+                return name, values[name], source
+            if field.metadata["parse"] in SECRET_KINDS and values.get(f"{name}_FILE"):
+                return name, _read_secret_file(f"{name}_FILE", values[f"{name}_FILE"]), f"{source} ({name}_FILE)"
+    if field.name == "encryption_key":
+        return _systemd_credential("ENCRYPTION_KEY")
+    return None
+
+
+def _read_secret_file(name: str, path: str) -> str:
+    try:
+        return pathlib.Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name}={path}: the file cannot be read: {error}") from error
+
+
+def _systemd_credential(name: str) -> tuple[str, str, str] | None:
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory and (path := pathlib.Path(directory, name)).is_file():
+        return name, _read_secret_file(name, str(path)), "CREDENTIALS_DIRECTORY"
+    return None
+
+
+def _parse(field: "dataclasses.Field[Any]", name: str, text: str) -> Any:
+    try:
+        return field.metadata["parse"](text)
+    except ValueError as error:
+        shown = "****" if field.metadata["parse"] in SECRET_KINDS else text
+        raise SettingsError(f"{name}={shown}: not accepted. Give {error}.") from None
+
+
+def _stand_in(values: dict[str, Any], sources: dict[str, str], layers: list[tuple[dict[str, str], str]]) -> None:
+    """HOST and PORT stand in for LISTEN_ADDR, as many platforms set them."""
+    if "listen_addr" in values:
+        return
+    for layer, source in layers:
+        if layer.get("PORT"):
+            text = f"{layer.get('HOST', '')}:{layer['PORT']}"
+            try:
+                values["listen_addr"] = parse_address(text)
+            except ValueError as error:
+                raise SettingsError(f"HOST and PORT give {text}: not accepted. Give {error}.") from None
+            sources["LISTEN_ADDR"] = f"{source} (HOST, PORT)"
+            return
+
+
+def _imply_driver(settings: Settings) -> Settings:
+    said = "DB_DRIVER" in settings.sources
+    if settings.database_url and not said:
+        settings = dataclasses.replace(settings, db_driver="postgres")
+    if settings.db_driver == "sqlite" and settings.database_url:
+        raise SettingsError("DB_DRIVER=sqlite and DATABASE_URL contradict each other. Remove one of them.")
+    if settings.db_driver == "postgres" and not settings.database_url:
+        raise SettingsError("DB_DRIVER=postgres needs DATABASE_URL, such as postgresql://user:password@host:5432/name.")
+    if settings.database_url and not settings.database_url.reveal().startswith(("postgresql://", "postgres://")):
+        raise SettingsError("DATABASE_URL must begin with postgresql://.")
+    return settings
+
+
+def _unknown(names: Mapping[str, str], *, all_names: bool) -> list[str]:
+    known = {field.name.upper() for field in TABLE} | set(ALIASES) | {"HOST", "PORT"}
+    known |= {f"{field.name.upper()}_FILE" for field in TABLE if field.metadata["parse"] in SECRET_KINDS}
+    said = []
+    for name in names:
+        if name in RETIRED:
+            said.append(f"{name} is not used any more: use {RETIRED[name]}.")
+        elif name not in known and (all_names or name.startswith(OUR_PREFIXES)):
+            near = difflib.get_close_matches(name, sorted(known), 1)
+            said.append(f"{name} is not a setting{f'; did you mean {near[0]}?' if near else '.'}")
+    return said
+
+
+def check_serving(settings: Settings) -> None:
+    """Refuse settings with which no site may be opened.
+
+    Raises:
+        SettingsError: the management token is missing or weak, or a required encryption key is missing.
+    """
+    if not settings.management_token:
+        raise SettingsError("MANAGEMENT_TOKEN is not set. `llm-proxy setup` writes a .env file with one.")
+    if settings.require_encryption_key and not settings.encryption_key:
+        raise SettingsError("REQUIRE_ENCRYPTION_KEY is true, and ENCRYPTION_KEY is not set. `openssl rand -base64 32` makes one.")
+    for token in settings.management_token:
+        if not _only_loopback(settings) and _weak(token.reveal()):
+            raise SettingsError(
+                f"MANAGEMENT_TOKEN is shorter than {SHORTEST_MANAGEMENT_TOKEN} characters or well known, and a site listens "
+                "beyond loopback. `openssl rand -hex 24` makes a good one."
+            )
+
+
+def _weak(token: str) -> bool:
+    return len(token) < SHORTEST_MANAGEMENT_TOKEN or token.lower() in WELL_KNOWN_TOKENS
+
+
+def _only_loopback(settings: Settings) -> bool:
+    addresses = [settings.listen_addr, *([settings.admin_ui_listen_addr] if settings.admin_ui_enabled else [])]
+    return all(address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]") for address in addresses)
+
+
+def shown(settings: Settings) -> list[tuple[str, str, str]]:
+    """Name, effective value with secrets masked, and source of every setting."""
+    rows = []
+    for field in TABLE:
+        name, value = field.name.upper(), getattr(settings, field.name)
+        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        if isinstance(value, Secret) and not value:
+            text = ""
+        rows.append((name, text, settings.sources.get(name, "default")))
+    return rows
