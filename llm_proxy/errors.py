@@ -1,19 +1,21 @@
 """The one error tree: what can go wrong, told to people by text and to programs by code.
 
-    LLMProxyError
-    ├── StartError                   the process cannot start or go on; the text says what to do
-    │   └── SettingsError            a setting or file of settings cannot be used
-    └── ApiError                     an answer to a client: code, text, and by the code status and type
-        ├── NotFound                 not_found
-        ├── AlreadyExists            already_exists
-        ├── InvalidField             invalid_field, naming the field
-        ├── DatabaseUnavailable      database_unavailable
-        ├── Overtaken                token_inactive, project_inactive: a running call must end now
-        └── UpstreamError            the provider, not the caller, is at fault
-            ├── UpstreamUnavailable  upstream_unavailable
-            ├── UpstreamTLSError     upstream_tls_error
-            ├── UpstreamTimeout      upstream_timeout
-            └── UpstreamInvalid      upstream_invalid_response
+LLMProxyError
+├── StartError                   the process cannot start or go on; the text says what to do
+│   └── SettingsError            a setting or file of settings cannot be used
+├── ClientGone                   the client left; there is nobody to answer
+├── Conflict                     a row breaks a rule of the database, such as a unique name
+└── ApiError                     an answer to a client: code, text, and by the code status and type
+    ├── NotFound                 not_found
+    ├── AlreadyExists            already_exists
+    ├── InvalidField             invalid_field, naming the field
+    ├── DatabaseUnavailable      database_unavailable
+    ├── Overtaken                token_inactive, project_inactive: a running call must end now
+    └── UpstreamError            the provider, not the caller, is at fault
+        ├── UpstreamUnavailable  upstream_unavailable
+        ├── UpstreamTLSError     upstream_tls_error
+        ├── UpstreamTimeout      upstream_timeout
+        └── UpstreamInvalid      upstream_invalid_response
 """
 
 from collections.abc import Mapping
@@ -103,6 +105,14 @@ class StartError(LLMProxyError):
 
 class SettingsError(StartError):
     """A setting, or a file of settings, cannot be used."""
+
+
+class ClientGone(LLMProxyError):
+    """The client left, or does not read any more."""
+
+
+class Conflict(LLMProxyError):
+    """A row breaks a rule of the database: its name or id is taken, or what it refers to is gone."""
 
 
 class ApiError(LLMProxyError):

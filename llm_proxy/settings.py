@@ -99,7 +99,7 @@ def parse_secret(text: str) -> Secret:
 
 def parse_secret_url(text: str) -> Secret:
     """a URL that may hold a password; NAME_FILE may name a file that holds it."""
-    return Secret(parse_url(text))
+    return Secret(parse_url(text) if text else "")
 
 
 def parse_encryption_keys(text: str) -> tuple[Secret, ...]:
@@ -111,8 +111,7 @@ def parse_encryption_keys(text: str) -> tuple[Secret, ...]:
                 raise ValueError
         except (ValueError, binascii.Error):
             raise ValueError(
-                "base64 of 32 random bytes; several are separated by commas, newest first; "
-                "`openssl rand -base64 32` makes one"
+                "base64 of 32 random bytes; several are separated by commas, newest first; `openssl rand -base64 32` makes one"
             ) from None
     return tuple(Secret(key) for key in keys)
 
@@ -140,7 +139,7 @@ SECRET_KINDS = (parse_secret, parse_secret_url, parse_secrets, parse_encryption_
 def setting(group: str, parse: Callable[[str], Any], default: str, help: str, *aliases: str) -> Any:
     """One row of the table: a dataclass field whose default is written as an operator would write it."""
     return dataclasses.field(
-        default=parse(default) if default or parse is not parse_url else "",
+        default=parse(default),
         metadata={"group": group, "parse": parse, "default": default, "help": help, "aliases": aliases},
     )
 
@@ -156,7 +155,10 @@ class Settings:
     admin_ui_enabled: bool = setting("sites", parse_bool, "true", "Serve the admin site.")
     shutdown_timeout: float = setting("sites", parse_duration, "30s", "How long running calls may take to finish at a stop.")
     drain_delay: float = setting(
-        "sites", parse_duration, "0s", "How long /ready says 503 at a stop while calls are still accepted; 5s behind a load balancer."
+        "sites",
+        parse_duration,
+        "0s",
+        "How long /ready says 503 at a stop while calls are still accepted; 5s behind a load balancer.",
     )
     trusted_proxies: tuple[str, ...] = setting(
         "sites", parse_list, "", "Networks (CIDR) whose X-Forwarded-For and X-Forwarded-Proto count."
@@ -187,7 +189,9 @@ class Settings:
         "secrets", parse_secret, "", "Bearer token for /metrics; without one the proxy site serves it to loopback only."
     )
 
-    db_driver: str = setting("database", one_of("sqlite", "postgres"), "sqlite", "The database; DATABASE_URL alone implies postgres.")
+    db_driver: str = setting(
+        "database", one_of("sqlite", "postgres"), "sqlite", "The database; DATABASE_URL alone implies postgres."
+    )
     database_path: str = setting("database", parse_text, "data/llm-proxy.db", "The SQLite file.")
     database_url: Secret = setting(
         "database", parse_secret_url, "", "The PostgreSQL database, postgresql://user:password@host:5432/name.", "DB_URL"

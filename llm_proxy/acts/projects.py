@@ -1,0 +1,126 @@
+"""Acts on projects."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_proxy import projects, providers, tokens
+from llm_proxy.acts import Act, acting
+from llm_proxy.acts import providers as provider_acts
+from llm_proxy.acts.fields import Field, boolean, read, read_changes, secret, text
+from llm_proxy.audit import Who
+from llm_proxy.clock import to_rfc3339
+from llm_proxy.context import Context
+from llm_proxy.errors import AlreadyExists, ApiError, Conflict, InvalidField, NotFound
+from llm_proxy.ids import new_id
+from llm_proxy.projects import Project
+from llm_proxy.secret import Secret
+
+NAME = text(200)
+NEW: dict[str, Field] = {"name": NAME, "api_key": secret, "provider_type": text(100), "api_base": text(2000)}
+CHANGEABLE: dict[str, Field] = {"name": NAME, "is_active": boolean, "api_key": secret, "revoke_tokens": boolean}
+
+
+def shown(project: Project) -> dict[str, Any]:
+    """A project as the API shows it."""
+    return {
+        "object": "project",
+        "id": project.id,
+        "name": project.name,
+        "is_active": project.is_active,
+        "created_at": to_rfc3339(project.created_at),
+        "updated_at": to_rfc3339(project.updated_at),
+        "deactivated_at": to_rfc3339(project.deactivated_at),
+    }
+
+
+async def get(context: Context, id: str) -> Project:
+    """One project."""
+    found = await projects.get(context.database, id)
+    if found is None:
+        raise NotFound("project", id)
+    return found
+
+
+async def create(context: Context, who: Who, given: Mapping[str, object]) -> Project:
+    """Make a project, with its first provider when an API key is given."""
+    fields, id = read(NEW, given, required=("name",)), new_id()
+    for name in ("provider_type", "api_base"):
+        if name in fields and "api_key" not in fields:
+            raise InvalidField(name, "this says where api_key belongs; give api_key too.")
+    async with acting(context, who, "project.create", project_id=id) as act:
+        made = await _insert(act, id, fields["name"])
+        if "api_key" in fields:
+            provider = {name: value for name, value in fields.items() if name != "name"}
+            await provider_acts.add(context, act, id, {"id": new_id(), **provider})
+        act.details["project"] = shown(made)
+        return made
+
+
+async def _insert(act: Act, id: str, name: str) -> Project:
+    try:
+        return await projects.insert(act.tx, id, name, {})
+    except Conflict as error:
+        raise AlreadyExists(f"There is already a project named {name!r}.", "name") from error
+
+
+async def update(context: Context, who: Who, id: str, given: Mapping[str, object]) -> Project:
+    """Change the named fields of a project; a new API key replaces that of its only provider."""
+    before = await get(context, id)
+    fields = read_changes(CHANGEABLE, given, shown(before))
+    key, revoke = fields.pop("api_key", None), fields.pop("revoke_tokens", False)
+    async with acting(context, who, "project.update", project_id=id) as act:
+        after = await _write(act, before, fields)
+        if key:
+            await _replace_key(context, act, id, key)
+        if revoke:
+            act.details["revoked_count"], _ = await tokens.revoke_all(act.tx, id)
+        act.changed("project", id)
+        return after
+
+
+async def _write(act: Act, before: Project, fields: dict[str, Any]) -> Project:
+    if not fields:
+        return before
+    try:
+        after = await projects.update(act.tx, before.id, fields)
+    except Conflict as error:
+        raise AlreadyExists(f"There is already a project named {fields['name']!r}.", "name") from error
+    if after is None:
+        raise NotFound("project", before.id)
+    act.before_and_after(shown(before), shown(after))
+    return after
+
+
+async def _replace_key(context: Context, act: Act, id: str, key: Secret) -> None:
+    own = await providers.of_project(act.tx, context.vault, id)
+    if len(own) > 1:
+        route = f"/manage/projects/{id}/providers/{{provider_id}}"
+        raise ApiError(
+            "several_providers",
+            f"This project has {len(own)} providers. Replace the key of one with PATCH {route}.",
+            param="api_key",
+        )
+    if own:
+        await provider_acts.change(context, act, own[0], {}, key)
+    else:
+        await provider_acts.add(context, act, id, {"id": new_id(), "api_key": key})
+
+
+async def deactivate(context: Context, who: Who, id: str) -> None:
+    """Stop a project: nothing is served for it any more, and its tokens are revoked for good; the data stays."""
+    async with acting(context, who, "project.delete", project_id=id) as act:
+        if await projects.update(act.tx, id, {"is_active": False}) is None:
+            raise NotFound("project", id)
+        act.details["revoked_count"], _ = await tokens.revoke_all(act.tx, id)
+        act.changed("project", id)
+
+
+async def revoke_tokens(context: Context, who: Who, id: str) -> dict[str, int]:
+    """Revoke every token of a project."""
+    async with acting(context, who, "project.revoke_tokens", project_id=id) as act:
+        if await projects.get(act.tx, id) is None:
+            raise NotFound("project", id)
+        revoked, total = await tokens.revoke_all(act.tx, id)
+        act.details["revoked_count"] = revoked
+        act.changed("project", id)
+        return {"revoked_count": revoked, "already_revoked_count": total - revoked, "total_tokens": total}

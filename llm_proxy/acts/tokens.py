@@ -1,0 +1,123 @@
+"""Acts on tokens."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_proxy import projects, tokens
+from llm_proxy.acts import acting
+from llm_proxy.acts.fields import Field, boolean, mapping, models, optional, read, read_changes, text, whole
+from llm_proxy.audit import Who
+from llm_proxy.clock import DAY_MS, MINUTE_MS, from_rfc3339, now_ms, to_rfc3339
+from llm_proxy.context import Context
+from llm_proxy.errors import InvalidField, NotFound
+from llm_proxy.secret import Secret
+from llm_proxy.tokens import Token
+
+DEFAULT_MS = DAY_MS
+LONGEST_MS = 366 * DAY_MS
+
+
+def max_requests(name: str, value: object) -> int:
+    """A quota of at least one request."""
+    if value == 0 and value is not False:
+        raise InvalidField(name, "0 would make a token that can never be used; use null for no quota.")
+    number: int = whole(1)(name, value)
+    return number
+
+
+def moment(name: str, value: object) -> int:
+    """A time in the future, at most a year away, in milliseconds since the epoch."""
+    at, now = from_rfc3339(name, value), now_ms()
+    if not now < at <= now + LONGEST_MS:
+        raise InvalidField(name, "give a time in the future, at most a year away; null is for a token that does not expire.")
+    return at
+
+
+CHANGEABLE: dict[str, Field] = {
+    "name": text(200),
+    "is_active": boolean,
+    "max_requests": optional(max_requests),
+    "allowed_models": models,
+    "expires_at": optional(moment),
+    "metadata": mapping,
+}
+NEW: dict[str, Field] = {
+    **{name: field for name, field in CHANGEABLE.items() if name != "is_active"},
+    "project_id": text(100),
+    "duration_minutes": whole(1, LONGEST_MS // MINUTE_MS),
+}
+
+
+def shown(context: Context, token: Token) -> dict[str, Any]:
+    """A token as the API shows it; what this process holds of its count without having used it is left out."""
+    return {
+        "object": "token",
+        "id": token.id,
+        "project_id": token.project_id,
+        "project_name": token.project_name,
+        "name": token.name,
+        "hint": token.hint,
+        "status": token.status(now_ms()),
+        "is_active": token.is_active,
+        "allowed_models": list(token.allowed_models),
+        "metadata": token.metadata,
+        "max_requests": token.max_requests,
+        "request_count": max(0, token.request_count - context.quota.unused(token.id)),
+        "cache_hit_count": token.cache_hit_count,
+        "expires_at": to_rfc3339(token.expires_at),
+        "created_at": to_rfc3339(token.created_at),
+        "updated_at": to_rfc3339(token.updated_at),
+        "deactivated_at": to_rfc3339(token.deactivated_at),
+        "last_used_at": to_rfc3339(token.last_used_at),
+    }
+
+
+async def get(context: Context, id: str) -> Token:
+    """One token."""
+    found = await tokens.get(context.database, id)
+    if found is None:
+        raise NotFound("token", id)
+    return found
+
+
+async def create(context: Context, who: Who, given: Mapping[str, object]) -> tuple[Token, Secret]:
+    """Make a token; the secret is returned this one time, and kept by nobody."""
+    fields = read(NEW, given, required=("project_id",))
+    if "duration_minutes" in fields and "expires_at" in fields:
+        raise InvalidField("duration_minutes", "give either this or expires_at, not both.")
+    duration = fields.pop("duration_minutes", None)
+    fields.setdefault("expires_at", now_ms() + (duration * MINUTE_MS if duration else DEFAULT_MS))
+    fields.setdefault("name", "")
+    id, secret = tokens.new_token()
+    async with acting(context, who, "token.create", project_id=fields["project_id"], token_id=id) as act:
+        project = await projects.get(act.tx, fields["project_id"])
+        if project is None:
+            raise NotFound("project", fields["project_id"])
+        if not project.is_active:
+            raise InvalidField("project_id", "this project is not active; activate it first.")
+        made = await tokens.insert(act.tx, context.vault, fields, id, secret)
+        act.details["token"] = shown(context, made)
+    return made, secret
+
+
+async def update(context: Context, who: Who, id: str, given: Mapping[str, object]) -> Token:
+    """Change the named fields of a token."""
+    before = await get(context, id)
+    stored = shown(context, before)
+    fields = read_changes(CHANGEABLE, given, stored)
+    async with acting(context, who, "token.update", project_id=before.project_id, token_id=id) as act:
+        after = await tokens.update(act.tx, id, fields) if fields else before
+        if after is None:
+            raise NotFound("token", id)
+        act.before_and_after(stored, shown(context, after))
+        act.changed("token", id)
+        return after
+
+
+async def revoke(context: Context, who: Who, id: str) -> None:
+    """Revoke a token; once more does no harm."""
+    before = await get(context, id)
+    async with acting(context, who, "token.revoke", project_id=before.project_id, token_id=id) as act:
+        if before.is_active:
+            await tokens.update(act.tx, id, {"is_active": False})
+        act.changed("token", id)

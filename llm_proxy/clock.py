@@ -1,0 +1,37 @@
+"""Time as the database and the API write it."""
+
+import datetime
+import time
+
+from llm_proxy.errors import InvalidField
+
+MINUTE_MS = 60_000
+DAY_MS = 86_400_000
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def to_rfc3339(ms: int | None) -> str | None:
+    """Milliseconds since the epoch as RFC 3339 in UTC, `2026-11-21T08:54:37.120Z`."""
+    if ms is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def from_rfc3339(field: str, text: object) -> int:
+    """Milliseconds since the epoch from RFC 3339 with a zone.
+
+    Raises:
+        InvalidField: it is no such time.
+    """
+    try:
+        moment = datetime.datetime.fromisoformat(text if isinstance(text, str) else "")
+        if moment.tzinfo is None:
+            raise ValueError
+        return round(moment.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise InvalidField(field, "give a time such as 2026-12-31T23:59:59Z (RFC 3339, with a zone).") from None

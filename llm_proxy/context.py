@@ -1,0 +1,170 @@
+"""What the process shares, opened in order, closed in reverse."""
+
+import logging
+import pathlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from llm_proxy import logs
+from llm_proxy.audit import AuditLog
+from llm_proxy.changes import Change, ChangeFeed
+from llm_proxy.clock import now_ms
+from llm_proxy.db import Database, open_database
+from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
+from llm_proxy.events.bus import Bus
+from llm_proxy.events.recorders import log_call, measure
+from llm_proxy.limits.quota import Quota
+from llm_proxy.metrics import Metrics
+from llm_proxy.operators import Operators
+from llm_proxy.peers import Network, parse_networks
+from llm_proxy.providers import Provider, ProviderCache
+from llm_proxy.providers.profiles import Profiles, load_profiles, packaged_path
+from llm_proxy.running import RunningCall, RunningCalls
+from llm_proxy.settings import Settings
+from llm_proxy.tasks import Tasks
+from llm_proxy.tokens import TokenCache
+from llm_proxy.tokens import get as get_token
+from llm_proxy.upstream import Upstream
+from llm_proxy.upstream.session import open_upstream
+from llm_proxy.vault import Vault
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Context:
+    """The one object that sites, CLI and end-to-end tests work with."""
+
+    settings: Settings
+    database: Database
+    vault: Vault
+    profiles: Profiles
+    changes: ChangeFeed
+    tokens: TokenCache
+    providers: ProviderCache
+    quota: Quota
+    audit: AuditLog
+    operators: Operators
+    bus: Bus
+    metrics: Metrics
+    running: RunningCalls
+    upstream: Upstream
+    tasks: Tasks
+    trusted_proxies: tuple[Network, ...]
+    started_at: float = field(default_factory=time.monotonic)
+    draining: bool = False
+    stopping: bool = False
+    active: int = 0
+
+
+def read_profiles(settings: Settings) -> Profiles:
+    """The operator's profiles, or the packaged ones when there is no such file.
+
+    Raises:
+        SettingsError: the file cannot be used.
+    """
+    path = pathlib.Path(settings.api_config_path)
+    named = "API_CONFIG_PATH" in settings.sources
+    profiles = load_profiles(path if named or path.exists() else packaged_path())
+    default = settings.default_api_provider or profiles.default_api
+    if default not in profiles.apis:
+        raise SettingsError(f"DEFAULT_API_PROVIDER={default}: there is no such profile. Known are {', '.join(profiles.apis)}.")
+    return replace(profiles, default_api=default)
+
+
+@asynccontextmanager
+async def open_context(
+    settings: Settings, profiles: Profiles | None = None, pool: Sequence[Provider] = ()
+) -> AsyncIterator[Context]:
+    """Open everything one process shares.
+
+    Args:
+        profiles: given, they stand in for the file.
+        pool: where the calls of projects without a provider of their own go.
+
+    Raises:
+        StartError: something cannot be opened; the text says what to do.
+    """
+    async with AsyncExitStack() as stack:
+        handler = logs.configure(settings)
+        stack.callback(handler.close)
+        stack.callback(logging.getLogger().removeHandler, handler)
+        for warning in settings.warnings:
+            log.warning("settings: %s", warning)
+        profiles = profiles or read_profiles(settings)
+        trusted = parse_networks(settings.trusted_proxies)
+        database = await stack.enter_async_context(open_database(settings))
+        vault = Vault(settings.encryption_key)
+        upstream = await stack.enter_async_context(open_upstream(settings))
+        tasks = Tasks()
+        context = Context(
+            settings=settings,
+            database=database,
+            vault=vault,
+            profiles=profiles,
+            changes=ChangeFeed(database),
+            tokens=TokenCache(database, vault, settings.token_cache_size),
+            providers=ProviderCache(database, vault, pool),
+            quota=Quota(database),
+            audit=AuditLog(
+                database,
+                enabled=settings.audit_enabled,
+                file=settings.audit_log_file,
+                retention_days=settings.audit_retention_days,
+            ),
+            operators=Operators(settings.management_token),
+            bus=Bus(),
+            metrics=Metrics(),
+            running=RunningCalls(),
+            upstream=upstream,
+            tasks=tasks,
+            trusted_proxies=trusted,
+        )
+        stack.push_async_callback(context.audit.close)
+        stack.push_async_callback(_settle, context)
+        stack.push_async_callback(tasks.close)
+        await _start(context)
+        yield context
+
+
+async def _start(context: Context) -> None:
+    listeners: list[Callable[[Change], None]] = [
+        context.tokens.on_change,
+        context.providers.on_change,
+        context.quota.on_change,
+        lambda change: _end_overtaken(context, change),
+    ]
+    for listener in listeners:
+        context.changes.listen(listener)
+    context.bus.read_by(log_call)
+    context.bus.read_by(lambda event: measure(context.metrics, event))
+    await context.changes.start()
+    context.tasks.start("changes", context.changes.follow())
+    context.tasks.start("quota", context.quota.flush())
+    context.tasks.start("audit", context.audit.write())
+    context.tasks.start("audit retention", context.audit.expire())
+
+
+async def _settle(context: Context) -> None:
+    try:
+        await context.quota.settle()
+    except DatabaseUnavailable:
+        log.error("request counts since the last flush are lost: the database does not answer")
+
+
+def _end_overtaken(context: Context, change: Change) -> None:
+    """End the running calls that a change may have revoked, once the database confirms it."""
+    for call in context.running.concerned_by(change):
+        context.tasks.start(f"check of a running call of token {call.token_id}", _end_if_overtaken(context, call))
+
+
+async def _end_if_overtaken(context: Context, call: RunningCall) -> None:
+    token = await get_token(context.database, call.token_id)
+    try:
+        if token is None:
+            raise Overtaken("token_inactive", "This token was deleted.")
+        token.check(now_ms())
+    except Overtaken as error:
+        call.end(error)

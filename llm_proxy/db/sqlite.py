@@ -1,0 +1,141 @@
+"""SQLite: one writer connection, a small pool of readers."""
+
+import asyncio
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+import aiosqlite
+
+from llm_proxy.db import Connection, Params, Row
+from llm_proxy.errors import Conflict, DatabaseUnavailable
+
+READERS = 2
+BUSY_MS = 5000
+HINT_SECONDS = 0.25
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise Conflict(str(error)) from error
+    except sqlite3.OperationalError as error:
+        raise DatabaseUnavailable from error
+
+
+class SQLiteConnection:
+    """The verbs on one connection."""
+
+    def __init__(self, raw: aiosqlite.Connection) -> None:
+        self._raw = raw
+
+    async def execute(self, sql: str, params: Params = {}) -> int:
+        with _translated():
+            async with self._raw.execute(sql, params) as cursor:
+                return cursor.rowcount
+
+    async def executemany(self, sql: str, rows: Sequence[Params]) -> None:
+        with _translated():
+            async with self._raw.executemany(sql, rows):
+                pass
+
+    async def fetch_one(self, sql: str, params: Params = {}) -> Row | None:
+        rows = await self.fetch_all(sql, params)
+        return rows[0] if rows else None
+
+    async def fetch_all(self, sql: str, params: Params = {}) -> list[Row]:
+        with _translated():
+            return [dict(row) for row in await self._raw.execute_fetchall(sql, params)]
+
+    async def notify(self) -> None:
+        """Nothing to do: `PRAGMA data_version` tells the others."""
+
+
+class SQLiteDatabase:
+    """The database; writes queue for the one writer, reads go side by side."""
+
+    def __init__(
+        self, writer: aiosqlite.Connection, readers: Sequence[aiosqlite.Connection], watcher: aiosqlite.Connection
+    ) -> None:
+        self._writer = SQLiteConnection(writer)
+        self._writing = asyncio.Lock()
+        self._idle: asyncio.LifoQueue[SQLiteConnection] = asyncio.LifoQueue()
+        for reader in readers:
+            self._idle.put_nowait(SQLiteConnection(reader))
+        self._watcher = SQLiteConnection(watcher)
+
+    async def execute(self, sql: str, params: Params = {}) -> int:
+        async with self._writing:
+            return await self._writer.execute(sql, params)
+
+    async def executemany(self, sql: str, rows: Sequence[Params]) -> None:
+        async with self.transaction() as connection:
+            await connection.executemany(sql, rows)
+
+    async def fetch_one(self, sql: str, params: Params = {}) -> Row | None:
+        async with self._connection_for(sql) as connection:
+            return await connection.fetch_one(sql, params)
+
+    async def fetch_all(self, sql: str, params: Params = {}) -> list[Row]:
+        async with self._connection_for(sql) as connection:
+            return await connection.fetch_all(sql, params)
+
+    async def notify(self) -> None:
+        await self._writer.notify()
+
+    @asynccontextmanager
+    async def _connection_for(self, sql: str) -> AsyncIterator[SQLiteConnection]:
+        if not sql.lstrip()[:6].upper().startswith("SELECT"):
+            async with self._writing:
+                yield self._writer
+            return
+        reader = await self._idle.get()
+        try:
+            yield reader
+        finally:
+            self._idle.put_nowait(reader)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        async with self._writing:
+            try:
+                # IMMEDIATE takes the write lock at once: a read that turns into a write could not wait for it.
+                await self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+                await self._writer.execute("COMMIT")
+            except BaseException:
+                # Cancellation too: an open transaction would swallow everybody's writes from here on.
+                with contextlib.suppress(DatabaseUnavailable):
+                    await self._writer.execute("ROLLBACK")
+                raise
+
+    async def hints(self) -> AsyncIterator[None]:
+        seen: object = None
+        while True:
+            row = await self._watcher.fetch_one("PRAGMA data_version")
+            version = row["data_version"] if row else None
+            if version != seen:
+                seen = version
+                yield
+            await asyncio.sleep(HINT_SECONDS)
+
+    async def ping(self) -> None:
+        await self.fetch_one("SELECT 1")
+
+
+@asynccontextmanager
+async def connect(path: str) -> AsyncIterator[SQLiteDatabase]:
+    """Open the file at `path`, which the migrations have made."""
+    async with AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(aiosqlite.connect(path, isolation_level=None)) for _ in range(READERS + 2)]
+        for raw in opened:
+            raw.row_factory = sqlite3.Row
+            await raw.execute("PRAGMA journal_mode=WAL")
+            await raw.execute("PRAGMA synchronous=NORMAL")
+            await raw.execute("PRAGMA foreign_keys=ON")
+            await raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        writer, watcher, *readers = opened
+        yield SQLiteDatabase(writer, readers, watcher)

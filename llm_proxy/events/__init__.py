@@ -1,0 +1,72 @@
+"""The record of one call."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from llm_proxy.clock import now_ms, to_rfc3339
+from llm_proxy.ids import new_id
+from llm_proxy.usage import NO_USAGE, Usage
+
+OUTCOMES = (
+    "completed",
+    "refused",
+    "client_gone",
+    "upstream_failed",
+    "upstream_incomplete",
+    "aborted_by_shutdown",
+    "internal_error",
+)
+
+
+@dataclass
+class Event:
+    """One call, filled in as it goes along, published once when it ends; times are milliseconds, durations seconds.
+
+    Attributes:
+        outcome: one of `OUTCOMES`.
+        code: the error's code when we answered with one.
+        status: the status the client was sent, 0 when it got none.
+        provider: id of the provider that was called.
+        provider_type: its profile.
+        duration: from the head of the request to the end of the reply.
+        overhead: the part of `duration` in which nothing was waited for, neither provider nor client.
+        connect: until the request was handed to the provider's connection.
+        first_byte: from then until the first byte of the answer.
+        attempts: how many providers were tried.
+    """
+
+    request_id: str
+    correlation_id: str | None
+    client_ip: str | None
+    user_agent: str | None
+    method: str
+    path: str
+    id: str = field(default_factory=new_id)
+    started_at: int = field(default_factory=now_ms)
+    upstream_request_id: str | None = None
+    project_id: str | None = None
+    project_name: str | None = None
+    token_id: str | None = None
+    token_name: str | None = None
+    model: str | None = None
+    model_used: str | None = None
+    provider: str | None = None
+    provider_type: str | None = None
+    endpoint: str | None = None
+    status: int = 0
+    outcome: str = "internal_error"
+    code: str | None = None
+    stream: bool = False
+    duration: float = 0.0
+    overhead: float = 0.0
+    connect: float | None = None
+    first_byte: float | None = None
+    request_bytes: int = 0
+    reply_bytes: int = 0
+    attempts: int = 0
+    usage: Usage = NO_USAGE
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    """The event as the log and the sinks write it."""
+    return {**asdict(event), "started_at": to_rfc3339(event.started_at)}

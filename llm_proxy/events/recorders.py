@@ -1,0 +1,37 @@
+"""What every process makes of each event: a line in the log, its part in the metrics."""
+
+import logging
+
+from llm_proxy.events import Event, as_record
+from llm_proxy.metrics import Metrics
+
+log = logging.getLogger("llm_proxy.calls")
+
+
+def log_call(event: Event) -> None:
+    """One line per call, made from its event, never with bodies."""
+    record = as_record(event)
+    ids = {"request_id": event.request_id, "correlation_id": event.correlation_id}
+    facts = {name: round(value, 6) if isinstance(value, float) else value for name, value in record.items() if value is not None}
+    log.info("%s %s %s %s", event.method, event.path, event.status or "-", event.outcome, extra={"facts": {**facts, **ids}})
+
+
+def measure(metrics: Metrics, event: Event) -> None:
+    """Count the call."""
+    endpoint, provider = event.endpoint or "other", event.provider_type or "none"
+    # Models come from clients; only names that the operator wrote down may become labels.
+    model = "other" if event.model else "none"
+    metrics.published.inc()
+    metrics.requests.labels(event.method, endpoint, model, provider, str(event.status)).inc()
+    metrics.duration.labels(endpoint).observe(event.duration)
+    metrics.overhead.observe(event.overhead)
+    if event.first_byte is not None:
+        metrics.ttft.labels(provider).observe(event.first_byte)
+    if event.code:
+        metrics.refusals.labels(event.code).inc()
+    if event.outcome == "client_gone":
+        metrics.disconnects.inc()
+    if event.usage.prompt_tokens:
+        metrics.tokens.labels(model, provider, "prompt").inc(event.usage.prompt_tokens)
+    if event.usage.completion_tokens:
+        metrics.tokens.labels(model, provider, "completion").inc(event.usage.completion_tokens)

@@ -1,0 +1,158 @@
+"""The grammar of requests, stricter than the parser's where leniency has hurt proxies."""
+
+import re
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from llm_proxy.errors import ApiError
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_TARGET_BYTES = 16 * 1024
+
+RawHeaders = Sequence[tuple[bytes, bytes]]
+
+# RFC 9110 section 5.6.2, less the underscore: CGI-like servers cannot tell `X_Api_Key` from `X-Api-Key`.
+_NAME = re.compile(rb"[!#$%&'*+\-.^`|~0-9A-Za-z]+")
+# RFC 9110 section 5.5, less obs-text, whose meaning nobody agrees on.
+_VALUE = re.compile(rb"[\t -~]*")
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+_ABSOLUTE = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
+_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+# Encoded separators and control characters mean one thing to the check and another to whoever decodes them next.
+_BAD_IN_PATH = re.compile(r"%(?:2[fF]|5[cC]|[01][0-9A-Fa-f]|7[fF])|[\\\x00-\x20\x7f]")
+_BAD_IN_QUERY = re.compile(r"%0[0aAdD]|[\x00-\x20\x7f]")
+_CREDENTIAL_PARAMETERS = frozenset({"api_key", "api-key", "apikey", "x-api-key", "access_token"})
+_TOKEN_VALUE = "sk-lp-"
+_REFUSED_METHODS = frozenset({"TRACE", "TRACK", "CONNECT", "DEBUG"})
+
+
+class Target(NamedTuple):
+    """What is asked for: an absolute path, and the query after `?`, or None without one; both as they were sent."""
+
+    path: str
+    query: str | None
+
+
+def path_of(target: str) -> str:
+    """The path of a target before anything of it was checked, only to decide who looks at it."""
+    absolute = _ABSOLUTE.fullmatch(target)
+    return (absolute[3] if absolute else target).partition("?")[0]
+
+
+def check_head(method: str, version: tuple[int, int], headers: RawHeaders) -> None:
+    """Refuse a head that another HTTP implementation could read differently (RFC 9112 sections 6, 11).
+
+    Raises:
+        ApiError: `method_not_allowed`, `headers_too_large`, `invalid_header`, `bad_request`.
+    """
+    if method in _REFUSED_METHODS:
+        raise ApiError("method_not_allowed", f"{method} is not served here.")
+    seen: set[bytes] = set()
+    size = 0
+    for name, value in headers:
+        size += len(name) + len(value) + 4
+        if not _NAME.fullmatch(name):
+            raise ApiError(
+                "invalid_header", "A header name has a character that is not allowed; an underscore is not allowed either."
+            )
+        if not _VALUE.fullmatch(value):
+            raise ApiError("invalid_header", "A header value has a character that is not allowed: use printable ASCII.")
+        lowered = name.lower()
+        if lowered in _FRAMING:
+            if lowered in seen:
+                raise ApiError("bad_request", f"The header {lowered.decode()} came twice.")
+            seen.add(lowered)
+            _check_framing(lowered, value, version)
+    if size > MAX_HEAD_BYTES:
+        raise ApiError("headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes together.")
+    if b"content-length" in seen and b"transfer-encoding" in seen:
+        raise ApiError("bad_request", "Content-Length and Transfer-Encoding exclude each other.")
+
+
+_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect"})
+
+
+def _check_framing(name: bytes, value: bytes, version: tuple[int, int]) -> None:
+    if name == b"content-length" and not _LENGTH.fullmatch(value):
+        raise ApiError("bad_request", "Content-Length is not a plain number.")
+    if name == b"transfer-encoding" and (value.lower() != b"chunked" or version < (1, 1)):
+        raise ApiError("bad_request", "The only Transfer-Encoding served is chunked, in HTTP/1.1.")
+
+
+def read_target(method: str, target: str, host: str, allowed_hosts: Collection[str]) -> Target:
+    """Split and check a request target (RFC 9112 section 3.2).
+
+    Args:
+        host: the Host header, empty when there was none (HTTP/1.0).
+        allowed_hosts: the host names that are answered, empty for any.
+
+    Raises:
+        ApiError: `invalid_path`, `bad_request`, `unknown_host`, `target_too_long`, `token_in_query`.
+    """
+    if len(target) > MAX_TARGET_BYTES:
+        raise ApiError("target_too_long", f"The request target is longer than {MAX_TARGET_BYTES} bytes.")
+    if allowed_hosts and _host_name(host) not in allowed_hosts:
+        raise ApiError("unknown_host", "This host name is not served here (ALLOWED_HOSTS).")
+    if absolute := _ABSOLUTE.fullmatch(target):
+        if absolute[2].lower() != host.lower():
+            raise ApiError("bad_request", "The host of the request target differs from the Host header.")
+        target = absolute[3] if absolute[3].startswith("/") else "/" + absolute[3]
+    if target == "*" and method == "OPTIONS":
+        return Target("*", None)
+    path, mark, query = target.partition("?")
+    check_path(path)
+    if mark:
+        _check_query(query)
+    return Target(path, query if mark else None)
+
+
+def _host_name(host: str) -> str:
+    name = host.rpartition(":")[0] if re.search(r":[0-9]*$", host) else host
+    return name.lower()
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that could be read in two ways, so that what is checked is what is forwarded.
+
+    Raises:
+        ApiError: `invalid_path`.
+    """
+    if not path.startswith("/"):
+        raise _invalid("it must begin with /")
+    if not path.isascii() or "#" in path:
+        raise _invalid("characters beyond ASCII must be percent-encoded")
+    if _BAD_ESCAPE.search(path):
+        raise _invalid("a % must be followed by two hexadecimal digits")
+    if _BAD_IN_PATH.search(path):
+        raise _invalid("encoded slashes, backslashes and control characters are not allowed")
+    if "//" in path:
+        raise _invalid("empty segments (//) are not allowed")
+    if "%" in path or "/." in path:
+        _check_decoded(path)
+
+
+def _check_decoded(path: str) -> None:
+    decoded = unquote_to_bytes(path)
+    try:
+        segments = decoded.decode().split("/")
+    except UnicodeDecodeError:
+        raise _invalid("its percent-encoding is not UTF-8") from None
+    if any(segment.partition(";")[0] in (".", "..") for segment in segments):
+        raise _invalid("the segments . and .. are not allowed")
+
+
+def _check_query(query: str) -> None:
+    if not query.isascii() or "#" in query or _BAD_ESCAPE.search(query) or _BAD_IN_QUERY.search(query):
+        raise _invalid("the query has a character or an escape that is not allowed")
+    for part in re.split("[&;]", query):
+        name, _, value = part.partition("=")
+        if name.lower() in _CREDENTIAL_PARAMETERS or value.startswith(_TOKEN_VALUE):
+            raise ApiError(
+                "token_in_query",
+                "A token must not travel in the URL, where logs keep it. Send it as `Authorization: Bearer`, `x-api-key` or `api-key`.",
+            )
+
+
+def _invalid(problem: str) -> ApiError:
+    return ApiError("invalid_path", f"The request target cannot be used: {problem}.")

@@ -1,0 +1,73 @@
+"""Structured logging, with secrets removed."""
+
+import logging
+import sys
+from contextvars import ContextVar
+from logging.handlers import WatchedFileHandler
+from typing import Any
+
+import orjson
+
+from llm_proxy.clock import to_rfc3339
+from llm_proxy.errors import SettingsError
+from llm_proxy.secret import redact
+from llm_proxy.settings import Settings
+
+# The ids of the request in hand; every line carries them.
+request_ids: ContextVar[tuple[str, str | None] | None] = ContextVar("request_ids", default=None)
+
+
+def _facts(record: logging.LogRecord) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    if ids := request_ids.get():
+        facts["request_id"], facts["correlation_id"] = ids
+    facts |= getattr(record, "facts", {})
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": to_rfc3339(round(record.created * 1000)),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_facts(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return redact(orjson.dumps(line, default=str).decode())
+
+
+class TextFormatter(logging.Formatter):
+    """A line for people."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
+        line = f"{to_rfc3339(round(record.created * 1000))} {record.levelname:7} {record.getMessage()} {facts}".rstrip()
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return redact(line)
+
+
+def configure(settings: Settings) -> logging.Handler:
+    """Send this process's log where the settings say; returns the handler, which the caller removes at the end.
+
+    Raises:
+        SettingsError: LOG_FILE cannot be opened.
+    """
+    try:
+        # WatchedFileHandler opens the file anew when it was rotated away.
+        handler = WatchedFileHandler(settings.log_file) if settings.log_file else logging.StreamHandler(sys.stderr)
+    except OSError as error:
+        raise SettingsError(f"LOG_FILE={settings.log_file}: cannot be opened: {error}") from error
+    text = settings.log_format == "text" or (settings.log_format == "auto" and not settings.log_file and sys.stderr.isatty())
+    handler.setFormatter(TextFormatter() if text else JsonFormatter())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(settings.log_level.upper())
+    # A line for each statement of a migration tells an operator nothing.
+    logging.getLogger("yoyo").setLevel(logging.WARNING)
+    return handler

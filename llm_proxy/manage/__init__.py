@@ -1,0 +1,54 @@
+"""The management API on the proxy site: its routes."""
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+
+from aiohttp import web
+
+from llm_proxy.audit import Who
+from llm_proxy.manage import audit, documents, projects, providers, tokens
+from llm_proxy.middleware import CONTEXT, operator
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Guarded = Callable[[web.Request, Who], Awaitable[web.StreamResponse]]
+
+
+def guarded(handler: Guarded) -> Handler:
+    """Serve only an operator; the handler gets who it is."""
+
+    @wraps(handler)
+    async def serve(request: web.Request) -> web.StreamResponse:
+        return await handler(request, operator(request))
+
+    return serve
+
+
+ROUTES: tuple[tuple[str, str, Guarded], ...] = (
+    ("GET", "/manage/projects", projects.find),
+    ("POST", "/manage/projects", projects.create),
+    ("GET", "/manage/projects/{id}", projects.get),
+    ("PATCH", "/manage/projects/{id}", projects.update),
+    ("DELETE", "/manage/projects/{id}", projects.delete),
+    ("POST", "/manage/projects/{id}/tokens/revoke", projects.revoke_tokens),
+    ("GET", "/manage/projects/{id}/providers", providers.find),
+    ("POST", "/manage/projects/{id}/providers", providers.create),
+    ("GET", "/manage/projects/{id}/providers/{provider_id}", providers.get),
+    ("PATCH", "/manage/projects/{id}/providers/{provider_id}", providers.update),
+    ("DELETE", "/manage/projects/{id}/providers/{provider_id}", providers.delete),
+    ("GET", "/manage/tokens", tokens.find),
+    ("POST", "/manage/tokens", tokens.create),
+    ("GET", "/manage/tokens/{id}", tokens.get),
+    ("PATCH", "/manage/tokens/{id}", tokens.update),
+    ("DELETE", "/manage/tokens/{id}", tokens.delete),
+    ("GET", "/manage/audit", audit.find),
+    ("GET", "/manage/audit/{id}", audit.get),
+    ("GET", "/manage/version", documents.version),
+)
+
+
+def add_routes(app: web.Application) -> None:
+    """Add every route to the proxy site's application."""
+    assert CONTEXT in app
+    for method, path, handler in ROUTES:
+        app.router.add_route(method, path, guarded(handler))
+    app.router.add_get("/manage/openapi.yaml", documents.openapi)

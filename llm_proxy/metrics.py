@@ -1,0 +1,55 @@
+"""The Prometheus registry."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector, generate_latest
+
+# From half a millisecond, what we add to a call, to two minutes, what a long completion takes.
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Metrics:
+    """Every metric of one process; each call counts once, refusals too."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        labels = ("method", "endpoint", "model", "provider", "status")
+        self.requests = Counter("llm_proxy_requests", "Calls that ended.", labels, registry=registry)
+        self.duration = Histogram(
+            "llm_proxy_request_duration_seconds",
+            "From the head of a request to the end of its reply.",
+            ("endpoint",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.overhead = Histogram(
+            "llm_proxy_overhead_seconds", "The proxy's own part of a call.", buckets=SECONDS, registry=registry
+        )
+        self.ttft = Histogram(
+            "llm_proxy_ttft_seconds",
+            "From the request handed over to the first byte of the answer.",
+            ("provider",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.active = Gauge("llm_proxy_active_requests", "Calls in flight.", registry=registry)
+        self.tokens = Counter(
+            "llm_proxy_tokens",
+            "Model tokens used, by type prompt or completion.",
+            ("model", "provider", "type"),
+            registry=registry,
+        )
+        self.refusals = Counter("llm_proxy_refusals", "Requests answered with an error of our own.", ("code",), registry=registry)
+        self.disconnects = Counter(
+            "llm_proxy_client_disconnects", "Clients that left before the end of their reply.", registry=registry
+        )
+        self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
+        self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
+
+    def text(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def total(self, counter: Counter) -> float:
+        """The sum of a counter over all its labels."""
+        return sum(sample.value for family in counter.collect() for sample in family.samples if sample.name.endswith("_total"))

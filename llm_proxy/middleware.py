@@ -1,0 +1,127 @@
+"""What is equal for every route of our own: request id, log line, errors as answers."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+from aiohttp import web
+
+from llm_proxy import dialects
+from llm_proxy.audit import Who, event_of
+from llm_proxy.context import Context
+from llm_proxy.errors import ApiError
+from llm_proxy.ids import new_id, valid_request_id
+from llm_proxy.logs import request_ids
+from llm_proxy.peers import Peer, peer_of
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+CONTEXT = web.AppKey("context", Context)
+PEER = web.RequestKey("peer", Peer)
+IDS = web.RequestKey("ids", tuple[str, str | None])
+# Asked every few seconds by machines; a line each would bury the rest of the log.
+QUIET = frozenset({"/health", "/live", "/ready", "/metrics", "/metrics/prometheus"})
+
+
+def peer_of_request(context: Context, request: web.BaseRequest) -> Peer:
+    """Who sent a request, seen through the proxies that the settings trust."""
+    return peer_of(
+        request.remote or "",
+        request.scheme,
+        request.headers.get("X-Forwarded-For", ""),
+        request.headers.get("X-Forwarded-Proto", ""),
+        context.trusted_proxies,
+    )
+
+
+@web.middleware
+async def frame(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Give the request its ids, turn errors into answers, log one line."""
+    context, began = request.app[CONTEXT], time.perf_counter()
+    request[PEER] = peer_of_request(context, request)
+    request[IDS] = ids = (
+        valid_request_id(request.headers.get("X-Request-ID")) or new_id(),
+        valid_request_id(request.headers.get("X-Correlation-ID")),
+    )
+    request_ids.set(ids)
+    try:
+        response = await handler(request)
+    except ApiError as error:
+        response = answer_error(context, request, error)
+    except web.HTTPException as error:
+        response = answer_error(context, request, _as_api_error(error)) if error.status >= 400 else error
+    except Exception:
+        log.exception("%s %s failed by a mistake of this program", request.method, request.path)
+        response = answer_error(
+            context, request, ApiError("internal_error", "Something went wrong here. The log has the details.")
+        )
+    if not response.prepared:
+        response.headers.setdefault("X-Request-ID", ids[0])
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    quiet = request.path in QUIET
+    log.log(
+        logging.DEBUG if quiet else logging.INFO,
+        "%s %s %d",
+        request.method,
+        request.path,
+        response.status,
+        extra={"facts": {"client_ip": request[PEER].address, "seconds": round(time.perf_counter() - began, 6)}},
+    )
+    return response
+
+
+def _as_api_error(error: web.HTTPException) -> ApiError:
+    match error:
+        case web.HTTPNotFound():
+            return ApiError("endpoint_not_found", "There is nothing at this path.")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return ApiError("method_not_allowed", f"This path takes {allowed}.", headers={"Allow": allowed})
+        case web.HTTPRequestEntityTooLarge():
+            return ApiError("request_too_large", "The body is too large for this path.")
+        case _:
+            return ApiError("bad_request", error.reason)
+
+
+def answer_error(context: Context, request: web.Request, error: ApiError) -> web.Response:
+    """The answer to an error on a route of our own."""
+    context.metrics.refusals.labels(error.code).inc()
+    request_id = request[IDS][0]
+    headers = dialects.error_headers(error, request_id)
+    return web.Response(status=error.status, body=dialects.error_body(error, "", request_id), headers=headers)
+
+
+def answer_json(data: object, status: int = 200) -> web.Response:
+    """A JSON answer; it may hold what must not be kept by anyone on the way."""
+    headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
+    return web.Response(status=status, body=orjson.dumps(data), headers=headers)
+
+
+def who(request: web.Request, actor: str) -> Who:
+    """The origin of an act, for the audit log."""
+    request_id, correlation_id = request[IDS]
+    return Who(
+        actor, request[PEER].address, request.method, request.path, request.headers.get("User-Agent"), request_id, correlation_id
+    )
+
+
+def operator(request: web.Request) -> Who:
+    """The operator whose management token the request carries; a refusal is audited.
+
+    Raises:
+        ApiError: `invalid_management_token`, `too_many_failures`.
+    """
+    context = request.app[CONTEXT]
+    try:
+        return who(request, context.operators.recognise(request.headers.get("Authorization", ""), request[PEER].address))
+    except ApiError as error:
+        event = event_of(who(request, "unknown"), "management.refuse", outcome="denied", reason=error.code)
+        # Ten wrong attempts are each worth a line; what follows them is one a minute.
+        if error.code == "too_many_failures":
+            context.audit.append_sampled(event, event.client_ip or "")
+        else:
+            context.audit.append(event)
+        raise

@@ -1,0 +1,79 @@
+"""Projects: the tenants."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llm_proxy.clock import now_ms
+from llm_proxy.db import Connection, Row
+from llm_proxy.db.sql import Page, assignments, select_page
+
+
+@dataclass(frozen=True)
+class Project:
+    """A tenant; times are milliseconds since the epoch, a limit of None means the default, 0 none."""
+
+    id: str
+    name: str
+    is_active: bool
+    rate_limit: int | None
+    rate_limit_per_minute: int | None
+    max_parallel: int | None
+    created_at: int
+    updated_at: int
+    deactivated_at: int | None
+
+
+def _from_row(row: Row) -> Project:
+    return Project(**{**row, "is_active": bool(row["is_active"])})
+
+
+async def insert(tx: Connection, id: str, name: str, limits: Mapping[str, int | None]) -> Project:
+    """Make a project.
+
+    Raises:
+        Conflict: the name is taken.
+    """
+    now = now_ms()
+    row = await tx.fetch_one(
+        "INSERT INTO projects (id, name, is_active, rate_limit, rate_limit_per_minute, max_parallel, created_at, updated_at) "
+        "VALUES (:id, :name, :is_active, :rate_limit, :rate_limit_per_minute, :max_parallel, :now, :now) RETURNING *",
+        {
+            "id": id,
+            "name": name,
+            "is_active": True,
+            "rate_limit": limits.get("rate_limit"),
+            "rate_limit_per_minute": limits.get("rate_limit_per_minute"),
+            "max_parallel": limits.get("max_parallel"),
+            "now": now,
+        },
+    )
+    assert row is not None
+    return _from_row(row)
+
+
+async def get(connection: Connection, id: str) -> Project | None:
+    """One project by its id."""
+    row = await connection.fetch_one("SELECT * FROM projects WHERE id = :id", {"id": id})
+    return _from_row(row) if row else None
+
+
+async def find(connection: Connection, page: Page, *, name: str | None = None, is_active: bool | None = None) -> list[Project]:
+    """A page of projects, newest first, one more than asked when there are more."""
+    filters = {"name": name, "is_active": is_active}
+    params: dict[str, Any] = {column: value for column, value in filters.items() if value is not None}
+    conditions = [f"{column} = :{column}" for column in params]
+    return [_from_row(row) for row in await select_page(connection, "SELECT * FROM projects", conditions, params, page)]
+
+
+async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Project | None:
+    """Write the named columns, no others.
+
+    Raises:
+        Conflict: the name is taken.
+    """
+    values = {**columns, "updated_at": now_ms()}
+    if "is_active" in columns:
+        values["deactivated_at"] = None if columns["is_active"] else values["updated_at"]
+    row = await tx.fetch_one(f"UPDATE projects SET {assignments(values)} WHERE id = :id RETURNING *", {**values, "id": id})
+    return _from_row(row) if row else None

@@ -1,0 +1,138 @@
+"""The body of a call: read whole where policy and failover need it, else streamed."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from llm_proxy.errors import ApiError
+from llm_proxy.proxy.multipart import ModelScanner, boundary_of
+
+# What is not JSON or a form is held up to here; beyond it is streamed.
+HELD_BYTES = 1024 * 1024
+
+
+@dataclass
+class Body:
+    """A request's body.
+
+    Attributes:
+        held: the bytes read so far; all of them when `rest` is None.
+        rest: the pieces still to come.
+        length: the whole length when it is known.
+        scanner: watches the parts of a form for the model.
+        error: what was wrong with the body while it was streamed to the provider.
+        finished: nothing is left to read.
+    """
+
+    held: bytes = b""
+    rest: AsyncIterator[bytes] | None = None
+    length: int | None = None
+    scanner: ModelScanner | None = None
+    error: ApiError | None = None
+    size: int = 0
+    finished: bool = field(default=True)
+
+    def content(self) -> bytes | AsyncIterator[bytes] | None:
+        """What is sent to the provider."""
+        if self.rest is None:
+            return self.held if self.held or self.length is not None else None
+        return self._stream(self.rest)
+
+    async def _stream(self, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        yield self.held
+        try:
+            async for piece in rest:
+                if self.scanner:
+                    scan(self.scanner, piece)
+                yield piece
+        except ApiError as error:
+            # The client of the provider would wrap it; the call looks here for the reason.
+            self.error = error
+            raise
+        self.finished = True
+
+
+def is_read_whole(content_type: str) -> bool:
+    """Whether a body of this type is read whole before the call goes on."""
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json") or kind == "application/x-www-form-urlencoded"
+
+
+def check_length(request: web.BaseRequest, limit: int) -> int | None:
+    """The length that a request claims for its body, None when it claims none.
+
+    Raises:
+        ApiError: `request_too_large`.
+    """
+    length = request.headers.get("Content-Length")
+    if length is not None and int(length) > limit:
+        raise _too_large(limit)
+    return int(length) if length is not None else None
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError("request_too_large", f"The body is larger than {limit} bytes (MAX_REQUEST_BYTES).")
+
+
+async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool) -> Body:
+    """Read the body as far as it must be read before the call goes on.
+
+    Args:
+        limit: the largest body in bytes.
+        restricted: a rule depends on the model, so a form's parts are watched for it.
+
+    Raises:
+        ApiError: `request_too_large`, `bad_request`, `request_timeout`, `model_must_come_first`, `duplicate_key`.
+    """
+    length = check_length(request, limit)
+    if not request.can_read_body:
+        return Body(length=length)
+    content_type = request.headers.get("Content-Type", "")
+    body = Body(length=length, scanner=_scanner(content_type, restricted), finished=False)
+    pieces = _pieces(request, body, limit)
+    held = bytearray()
+    whole = is_read_whole(content_type)
+    async for piece in pieces:
+        held += piece
+        if body.scanner:
+            scan(body.scanner, piece)
+        if len(held) > HELD_BYTES and not whole:
+            break
+    else:
+        body.finished, body.length = True, len(held)
+    body.held = bytes(held)
+    body.rest = None if body.finished else pieces
+    if body.scanner and body.scanner.model is None and not body.finished:
+        raise ApiError(
+            "model_must_come_first",
+            "Put the form field `model` before the file: it was not among the first MiB, and this call depends on it.",
+        )
+    return body
+
+
+def _scanner(content_type: str, restricted: bool) -> ModelScanner | None:
+    boundary = boundary_of(content_type) if restricted else None
+    return ModelScanner(boundary) if boundary else None
+
+
+def scan(scanner: ModelScanner, piece: bytes) -> None:
+    """Watch a piece of a form pass.
+
+    Raises:
+        ApiError: `bad_request`, or `duplicate_key` when the model is named twice.
+    """
+    scanner.feed(piece)
+    if scanner.duplicated:
+        raise ApiError("duplicate_key", "The form names `model` twice.", param="model")
+
+
+async def _pieces(request: web.BaseRequest, body: Body, limit: int) -> AsyncIterator[bytes]:
+    try:
+        while piece := await request.content.readany():
+            body.size += len(piece)
+            if body.size > limit:
+                raise _too_large(limit)
+            yield piece
+    except (web.RequestPayloadError, web.PayloadAccessError) as error:
+        raise ApiError("bad_request", "The body is not framed as its headers say.") from error

@@ -1,0 +1,156 @@
+"""One call: what is known of it, from its head to its event."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from aiohttp import hdrs, web
+
+from llm_proxy.context import Context
+from llm_proxy.errors import ApiError, UpstreamError
+from llm_proxy.events import Event
+from llm_proxy.grammar import Target, path_of
+from llm_proxy.ids import new_id, valid_request_id
+from llm_proxy.peers import Peer
+from llm_proxy.providers import Provider
+from llm_proxy.providers.profiles import Profile
+from llm_proxy.proxy.body import Body
+from llm_proxy.proxy.reply import Reply
+from llm_proxy.proxy.tee import Tee
+from llm_proxy.tokens import Token
+
+_MOST_KEPT = 400
+
+
+class Route(NamedTuple):
+    """Where a call may go: a provider, with the profile of its type."""
+
+    provider: Provider
+    profile: Profile
+
+    @property
+    def base_url(self) -> str:
+        """The provider's own base URL, or its profile's."""
+        return self.provider.api_base or self.profile.base_url
+
+    def query_defaults(self, path: str) -> Mapping[str, str]:
+        """The query parameters that a call of this path gets when it lacks them; the provider's own word goes first."""
+        params = self.provider.provider_params
+        return {name: str(params.get(name.replace("-", "_"), value)) for name, value in self.profile.query_defaults(path).items()}
+
+
+class Call:
+    """One call between its head and its event."""
+
+    def __init__(self, context: Context, request: web.BaseRequest, peer: Peer) -> None:
+        self.context = context
+        self.request = request
+        self.target = Target(path_of(request.raw_path), None)
+        self.peer = peer
+        self.reply = Reply(request)
+        self.request_id = valid_request_id(request.headers.get("X-Request-ID")) or new_id()
+        self.correlation_id = valid_request_id(request.headers.get("X-Correlation-ID"))
+        self.event = Event(
+            request_id=self.request_id,
+            correlation_id=self.correlation_id,
+            client_ip=peer.address,
+            user_agent=request.headers.get(hdrs.USER_AGENT, "")[:_MOST_KEPT] or None,
+            method=request.method,
+            path=self.target.path[:_MOST_KEPT],
+        )
+        self.token: Token
+        self.body = Body()
+        self.reached_provider = False
+        self.published = False
+        self.sent_ns = 0
+        self.tee: Tee | None = None
+        self.end_error: ApiError | None = None
+        self.deadline: asyncio.Timeout | None = None
+        self.timings: list[tuple[str, float]] = []
+        self._took_request = False
+        self._began = time.perf_counter()
+        self._waited = 0.0
+
+    @property
+    def token_id(self) -> str:
+        """The id of the call's token."""
+        return self.token.id
+
+    @property
+    def project_id(self) -> str:
+        """The id of the token's project."""
+        return self.token.project_id
+
+    def recognise(self, token: Token) -> None:
+        """The call has shown a good token."""
+        self.token = token
+        event = self.event
+        event.token_id, event.token_name = token.id, token.name
+        event.project_id, event.project_name = token.project_id, token.project_name
+        self.context.running.add(self)
+
+    async def take_request(self) -> None:
+        """Take one request from the token's quota."""
+        await self.context.quota.take(self.token)
+        self._took_request = True
+
+    def end(self, error: ApiError) -> None:
+        """End the call now: its permission is gone, or the process stops."""
+        self.end_error = self.end_error or error
+        if self.deadline and not self.deadline.expired():
+            self.deadline.reschedule(asyncio.get_running_loop().time())
+
+    def check_ended(self) -> None:
+        """Raise what `end` was called with, if it was."""
+        if self.end_error:
+            raise self.end_error
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time that client or provider takes, and not we."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """A part of the call that Server-Timing shows."""
+        start = time.perf_counter()
+        yield
+        self.timings.append((name, time.perf_counter() - start))
+
+    def server_timing(self) -> bytes:
+        """The Server-Timing header's value, in milliseconds."""
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in self.timings).encode()
+
+    @staticmethod
+    def outcome_of(error: ApiError) -> str:
+        """What became of a call that ended with this error before any answer."""
+        if isinstance(error, UpstreamError):
+            return "upstream_failed"
+        return {"internal_error": "internal_error", "shutting_down": "aborted_by_shutdown"}.get(error.code, "refused")
+
+    def publish(self, outcome: str, error: ApiError | None = None) -> None:
+        """Publish the call's event; only the first time counts."""
+        if self.published:
+            return
+        self.published = True
+        event = self.event
+        event.outcome, event.status = outcome, self.reply.status
+        event.code = error.code if error else None
+        event.duration = time.perf_counter() - self._began
+        event.overhead = max(0.0, event.duration - self._waited)
+        if self.tee:
+            event.usage, event.model_used, event.stream = self.tee.usage(), self.tee.model, self.tee.is_event_stream
+        event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes
+        self.context.bus.publish(event)
+
+    def settle(self) -> None:
+        """Give back what the call took and did not use."""
+        self.context.running.remove(self)
+        if self._took_request and not self.reached_provider:
+            self.context.quota.give_back(self.token)

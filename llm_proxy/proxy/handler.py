@@ -1,0 +1,213 @@
+"""The life of a call, in one function."""
+
+import asyncio
+import contextlib
+import logging
+import random
+
+from aiohttp import HttpVersion11, web
+
+from llm_proxy import dialects
+from llm_proxy.audit import Who, event_of
+from llm_proxy.context import Context
+from llm_proxy.errors import ApiError, ClientGone
+from llm_proxy.grammar import check_head, read_target
+from llm_proxy.logs import request_ids
+from llm_proxy.middleware import peer_of_request
+from llm_proxy.providers import policy
+from llm_proxy.proxy.body import check_length, is_read_whole, read_body
+from llm_proxy.proxy.call import Call, Route
+from llm_proxy.proxy.credentials import presented_token
+from llm_proxy.proxy.forward import forward
+from llm_proxy.proxy.reply import Reply
+from llm_proxy.tokens import Token
+
+log = logging.getLogger(__name__)
+
+MOST_SHOWN = 200
+
+# Refusals of a credential: these are audited.
+CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive"})
+
+
+async def handle(context: Context, request: web.BaseRequest) -> Reply:
+    """Serve one call from its head to its event; a step returns, or raises what the client is told."""
+    call = Call(context, request, peer_of_request(context, request))
+    request_ids.set((call.request_id, call.correlation_id))
+    context.active += 1
+    try:
+        read_head(call)
+        check_room(call)
+        if is_preflight(call):
+            return await answer_preflight(call)
+        call.recognise(await authenticate(call))
+        routes = await admit_head(call)
+        answer_expectation(call)
+        routes = await admit_body(call, routes)
+        await take_limits(call)
+        route = choose(call, routes)
+        return await forward(call, route)
+    except ApiError as error:
+        return await refuse(call, error)
+    except (ClientGone, ConnectionError):
+        return call.reply
+    except asyncio.CancelledError:
+        raise
+    except Exception:
+        log.exception("a call failed by a mistake of this program")
+        return await refuse(
+            call, ApiError("internal_error", "Something went wrong here. The log has the details under this request id.")
+        )
+    finally:
+        context.active -= 1
+        call.publish("aborted_by_shutdown" if context.stopping else "client_gone")
+        call.settle()
+
+
+def read_head(call: Call) -> None:
+    """Check method, target and headers; after a head that is doubtful, nothing more is read from its connection."""
+    request, keep_alive = call.request, call.reply.keep_alive
+    call.reply.keep_alive = False
+    check_head(request.method, request.version, request.raw_headers)
+    host = request.headers.get("Host", "")
+    call.target = read_target(request.method, request.raw_path, host, call.context.settings.allowed_hosts)
+    call.reply.keep_alive = keep_alive
+
+
+def check_room(call: Call) -> None:
+    """Keep the calls in flight within what this process may hold; the call itself is already counted."""
+    if call.context.active > call.context.settings.max_concurrent_requests:
+        raise ApiError("overloaded", "Too many calls are in flight here. Try again shortly.")
+
+
+def is_preflight(call: Call) -> bool:
+    """Whether a browser asks if it may call; it sends no token with that."""
+    return call.request.method == "OPTIONS" and ("Origin" in call.request.headers or call.target.path == "*")
+
+
+async def answer_preflight(call: Call) -> Reply:
+    """204, with what is allowed from that origin."""
+    headers = call.request.headers
+    allowed = policy.preflight(
+        call.context.profiles.apis.values(),
+        headers.get("Origin", ""),
+        requested_headers=headers.get("Access-Control-Request-Headers", ""),
+    )
+    return await answer(call, 204, {"X-Request-ID": call.request_id, **allowed}, b"", "completed")
+
+
+async def authenticate(call: Call) -> Token:
+    """The token of the call, mostly without the database."""
+    if call.request.headers.get("Upgrade", "").lower() == "websocket":
+        call.reply.keep_alive = False
+        raise ApiError(
+            "websocket_not_supported",
+            "WebSockets are not proxied. Use HTTP, with streaming where you need it.",
+            headers={"Upgrade": "HTTP/1.1"},
+        )
+    with call.timed("auth"):
+        return await call.context.tokens.authenticate(presented_token(call.request.raw_headers))
+
+
+async def admit_head(call: Call) -> list[Route]:
+    """The providers whose profile lets method, path, origin and headers through."""
+    apis = call.context.profiles.apis
+    providers = await call.context.providers.of_project(call.token.project_id)
+    routes = [Route(provider, apis[provider.provider_type]) for provider in providers if provider.provider_type in apis]
+    if not routes:
+        raise ApiError(
+            "model_not_found", "The project of this token has no usable provider. Its operator must add an API key to it."
+        )
+    admitted = policy.admit([route.profile for route in routes], call.request.method, call.target.path, call.request.headers)
+    call.event.endpoint = admitted[0].endpoint_of(call.target.path)
+    return [route for route in routes if route.profile in admitted]
+
+
+def answer_expectation(call: Call) -> None:
+    """Ask for the body of a client that waits to hear that it is wanted (RFC 9110 section 10.1.1)."""
+    check_length(call.request, call.context.settings.max_request_bytes)
+    expectation = call.request.headers.get("Expect")
+    if expectation is None or call.request.version < HttpVersion11:
+        return
+    if expectation.lower() != "100-continue":
+        raise ApiError("expectation_failed", "The only expectation served is 100-continue.")
+    call.reply.ask_for_body()
+
+
+async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
+    """Read the body as far as rules and routing need it; what is left of the providers once it is known."""
+    request, allowed = call.request, call.token.allowed_models
+    restricted = bool(allowed) or any(route.profile.param_whitelist for route in routes)
+    if restricted and request.can_read_body and request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ApiError("encoded_body", "This call's parameters must be read. Send the body without Content-Encoding.")
+    with call.waiting():
+        call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted)
+    parameters = read_parameters(call, strict=restricted)
+    model = policy.model_of(call.target.path, parameters)
+    call.event.model = model[:MOST_SHOWN] if model else None
+    policy.check_model(allowed, model, required=policy.needs_model(request.method, call.target.path))
+    profiles = [route.profile for route in routes]
+    admitted = policy.admit(profiles, request.method, call.target.path, request.headers, parameters or {})
+    return [route for route in routes if route.profile in admitted]
+
+
+def read_parameters(call: Call, *, strict: bool) -> dict[str, object] | None:
+    """The top-level parameters of the body, where they are at hand."""
+    if call.body.scanner:
+        return {"model": call.body.scanner.model} if call.body.scanner.model else None
+    content_type = call.request.headers.get("Content-Type", "")
+    if strict or is_read_whole(content_type):
+        return policy.read_object(call.body.held, content_type, strict=strict)
+    return None
+
+
+async def take_limits(call: Call) -> None:
+    """Take from what the token may use, all or nothing."""
+    with call.timed("limit"):
+        await call.take_request()
+
+
+def choose(call: Call, routes: list[Route]) -> Route:
+    """One of the providers by weight; weight 0 only when nothing else is left."""
+    weights = [route.provider.weight for route in routes]
+    [route] = random.choices(routes, weights if any(weights) else None)
+    call.event.provider, call.event.provider_type = route.provider.id, route.profile.name
+    return route
+
+
+async def refuse(call: Call, error: ApiError) -> Reply:
+    """Answer with an error, in the dialect of the path."""
+    if error.code in CREDENTIAL_CODES:
+        audit_refusal(call, error)
+    if "Expect" in call.request.headers and not call.reply.asked_for_body:
+        # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
+        call.reply.keep_alive = False
+    origin = call.request.headers.get("Origin", "")
+    headers = {
+        **dialects.error_headers(error, call.request_id),
+        **({"X-Correlation-ID": call.correlation_id} if call.correlation_id else {}),
+        **policy.cors_headers(call.context.profiles.apis.values(), origin),
+    }
+    body = dialects.error_body(error, call.target.path, call.request_id)
+    return await answer(call, error.status, headers, body, call.outcome_of(error), error)
+
+
+async def answer(
+    call: Call, status: int, headers: dict[str, str], body: bytes, outcome: str, error: ApiError | None = None
+) -> Reply:
+    """Send an answer of our own, its event first."""
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    call.reply.begin(status, "", raw, len(body))
+    call.publish(outcome, error)
+    with contextlib.suppress(ClientGone, ConnectionError):
+        await call.reply.end(body)
+    return call.reply
+
+
+def audit_refusal(call: Call, error: ApiError) -> None:
+    """Refused credentials are audited, one a minute of a token, or of an address, and code."""
+    event = call.event
+    actor = f"token {event.token_id}" if event.token_id else "unknown"
+    who = Who(actor, event.client_ip, event.method, event.path, event.user_agent, call.request_id, call.correlation_id)
+    facts = {"outcome": "denied", "reason": error.code, "token_id": event.token_id, "project_id": event.project_id}
+    call.context.audit.append_sampled(event_of(who, "call.refuse", **facts), event.token_id or event.client_ip or "")

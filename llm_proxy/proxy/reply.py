@@ -1,0 +1,162 @@
+"""The reply to a client, written to its connection as bytes that nobody else touches."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+
+from aiohttp import HttpVersion11, web
+
+from llm_proxy.errors import ClientGone
+
+DRAIN_SECONDS = 1.0
+_RESET = struct.pack("ii", 1, 0)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+class Reply:
+    """One reply, framed by its length when that is known, else by chunks, for HTTP/1.0 by the end of the connection.
+
+    It stands where aiohttp expects a response: when the handler returns it, it is already written, and `prepare` and
+    `write_eof` have nothing left to do.
+    """
+
+    def __init__(self, request: web.BaseRequest) -> None:
+        self._request = request
+        self._head = b""
+        self._chunked = False
+        self._has_body = True
+        self._by_close = False
+        self.status = 0
+        self.started = False
+        self.ended = False
+        self.sent_bytes = 0
+        self.length: int | None = None
+        self.asked_for_body = False
+        self.keep_alive = request.keep_alive
+
+    def ask_for_body(self) -> None:
+        """Send `100 Continue`, once the body is known to be wanted."""
+        self.asked_for_body = True
+        self._transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def begin(self, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
+        """Settle the head; it travels with the first bytes of the body, or with `flush_head`.
+
+        Args:
+            length: of the body in bytes, None when it is not known.
+        """
+        self.status, self.length = status, length
+        self._has_body = self._request.method != "HEAD" and status not in (204, 304)
+        is_11 = self._request.version >= HttpVersion11
+        lines = [f"HTTP/1.{1 if is_11 else 0} {status} {_clean(reason) or _phrase(status)}".encode()]
+        names = set()
+        for name, value in headers:
+            names.add(name.lower())
+            lines.append(name + b": " + value)
+        if b"date" not in names:
+            lines.append(b"Date: " + formatdate(usegmt=True).encode())
+        if length is not None and status != 204:
+            lines.append(b"Content-Length: %d" % length)
+        elif self._has_body:
+            self._chunked, self._by_close = is_11, not is_11
+            lines += [b"Transfer-Encoding: chunked"] if is_11 else []
+        self.keep_alive = self.keep_alive and not self._by_close
+        if not self.keep_alive:
+            lines.append(b"Connection: close")
+        elif not is_11:
+            lines.append(b"Connection: keep-alive")
+        self._head = b"\r\n".join(lines) + b"\r\n\r\n"
+
+    @property
+    def is_chunked(self) -> bool:
+        """Whether further events may be put into the body."""
+        return self._chunked
+
+    def _transport(self) -> asyncio.WriteTransport:
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone("The client closed its connection.")
+        return transport
+
+    def check_client(self) -> None:
+        """Raise `ClientGone` when nobody is there to read the rest."""
+        self._transport()
+
+    async def flush_head(self) -> None:
+        """Send the head before there is any body."""
+        await self._send(b"")
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body; waits while the client is slow.
+
+        Raises:
+            ClientGone: there is nobody to send to.
+        """
+        self.sent_bytes += len(data)
+        await self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last piece, which may be empty, and the end of the body."""
+        self.sent_bytes += len(data)
+        if self._chunked:
+            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + b"0\r\n\r\n"
+        elif not self._has_body:
+            data = b""
+        await self._send(data)
+        self.ended = True
+
+    async def _send(self, data: bytes) -> None:
+        transport = self._transport()
+        self.started = True
+        head, self._head = self._head, b""
+        if head or data:
+            transport.write(head + data if head else data)
+        await self._request.writer.drain()
+
+    async def break_off(self, last_words: bytes) -> None:
+        """End a reply that cannot be completed so that no client can take it for whole.
+
+        Args:
+            last_words: an event that says why, where the reply is a stream that can carry one; else empty.
+        """
+        self.keep_alive = False
+        transport = self._request.transport
+        if transport is None or transport.is_closing():
+            return
+        if last_words and self._chunked:
+            try:
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await self.write(last_words)
+            except (TimeoutError, ClientGone, ConnectionError):
+                transport.abort()
+            transport.close()
+            return
+        if self._by_close:
+            _reset_on_close(transport)
+        transport.abort()
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing: the head is written."""
+
+    async def write_eof(self) -> None:
+        """Nothing: the end is written, or must not be."""
+
+
+def _clean(reason: str) -> str:
+    return reason if reason.isascii() and reason.isprintable() else ""
+
+
+def _reset_on_close(transport: asyncio.WriteTransport) -> None:
+    """A body that ends with its connection ends neatly with a FIN; only a reset tells the client that it was cut."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

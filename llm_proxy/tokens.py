@@ -1,0 +1,348 @@
+"""Withering tokens: made, recognised, found, revoked."""
+
+import binascii
+import hashlib
+import re
+import secrets
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from llm_proxy.changes import Change
+from llm_proxy.clock import now_ms
+from llm_proxy.db import Connection, Row
+from llm_proxy.db.sql import Page, assignments, select_page
+from llm_proxy.errors import ApiError, InvalidField, Overtaken
+from llm_proxy.ids import made_at_ms, new_uuid
+from llm_proxy.secret import Secret
+from llm_proxy.vault import Vault
+
+PREFIX = "sk-lp-"
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ID_CHARS, RANDOM_CHARS, CHECK_CHARS = 22, 32, 6
+LENGTH = len(PREFIX) + ID_CHARS + RANDOM_CHARS + CHECK_CHARS
+SHORTEST_SECRET, LONGEST_SECRET = 16, 512
+# What secret scanners may look for.
+PATTERN = rf"{PREFIX}[0-9A-Za-z]{{{ID_CHARS + RANDOM_CHARS + CHECK_CHARS}}}"
+
+ENTRY_SECONDS = 60.0
+MISS_SECONDS = 5.0
+MISSES = 10_000
+
+_PRESENTABLE = re.compile(rf"[!-~]{{{SHORTEST_SECRET},{LONGEST_SECRET}}}")
+_OURS = re.compile(PATTERN)
+
+
+def _base62(number: int, width: int) -> str:
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, 62)
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+def _number(text: str) -> int:
+    number = 0
+    for char in text:
+        number = number * 62 + ALPHABET.index(char)
+    return number
+
+
+def _checksum(text: str) -> str:
+    return _base62(binascii.crc32(text.encode()), CHECK_CHARS)
+
+
+def new_token() -> tuple[str, Secret]:
+    """A fresh id with its token: the id in base62, more than 190 random bits, a checksum over both."""
+    id = new_uuid()
+    body = PREFIX + _base62(id.int, ID_CHARS) + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARS))
+    return str(id), Secret(body + _checksum(body))
+
+
+def hint_of(token: str) -> str:
+    """What may be shown of a token ever after."""
+    prefix = PREFIX if token.startswith(PREFIX) else token[:3]
+    return f"{prefix}…{token[-4:]}"
+
+
+def well_formed(token: str) -> bool:
+    """Whether a presented credential can be one of ours, judged without the database."""
+    if not _PRESENTABLE.fullmatch(token):
+        return False
+    if not token.startswith(PREFIX):
+        return True
+    return bool(_OURS.fullmatch(token)) and secrets.compare_digest(_checksum(token[:-CHECK_CHARS]), token[-CHECK_CHARS:])
+
+
+def inspect(token: str) -> dict[str, Any]:
+    """What a token says of itself: its row's id, and when it was made in milliseconds.
+
+    Raises:
+        InvalidField: it is not one of ours, or mistyped.
+    """
+    if not token.startswith(PREFIX) or not well_formed(token):
+        raise InvalidField(
+            "token", f"this is no token of ours, or it was mistyped: {LENGTH} characters beginning with {PREFIX} are expected."
+        )
+    number = _number(token[len(PREFIX) : len(PREFIX) + ID_CHARS])
+    if number >> 128:
+        raise InvalidField("token", "its id part is out of range.")
+    id = uuid.UUID(int=number)
+    return {"id": str(id), "created_at": made_at_ms(id), "hint": hint_of(token)}
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token's row; times are milliseconds since the epoch, `hint` is all that is left of the secret."""
+
+    id: str
+    project_id: str
+    kind: str
+    name: str
+    hint: str
+    allowed_models: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    rate_limit: int | None
+    rate_limit_per_minute: int | None
+    max_parallel: int | None
+    max_requests: int | None
+    request_count: int
+    cache_hit_count: int
+    expires_at: int | None
+    is_active: bool
+    created_at: int
+    updated_at: int
+    deactivated_at: int | None
+    last_used_at: int | None
+    project_name: str
+    project_is_active: bool
+
+    def status(self, now: int) -> str:
+        """active, expired, revoked or exhausted, at the time `now` in milliseconds."""
+        if not self.is_active:
+            return "revoked"
+        if self.expires_at is not None and self.expires_at <= now:
+            return "expired"
+        if self.max_requests is not None and self.request_count >= self.max_requests:
+            return "exhausted"
+        return "active"
+
+    def check(self, now: int) -> None:
+        """Raise unless the token may be used at the time `now` in milliseconds; the quota is not looked at.
+
+        Raises:
+            Overtaken: `project_inactive` or `token_inactive`.
+            ApiError: `token_expired`.
+        """
+        if not self.project_is_active:
+            raise Overtaken("project_inactive", "The project of this token is not active. Ask the operator of this proxy.")
+        if not self.is_active:
+            raise Overtaken("token_inactive", "This token was revoked. Ask for a new one.")
+        if self.expires_at is not None and self.expires_at <= now:
+            raise ApiError("token_expired", "This token has expired. Ask for a new one.")
+
+
+_SELECT = (
+    "SELECT t.id, t.project_id, t.kind, t.name, t.hint, t.allowed_models, t.metadata, t.rate_limit, t.rate_limit_per_minute, "
+    "t.max_parallel, t.max_requests, t.request_count, t.cache_hit_count, t.expires_at, t.is_active, t.created_at, t.updated_at, "
+    "t.deactivated_at, t.last_used_at, p.name AS project_name, p.is_active AS project_is_active"
+)
+_FROM = "FROM tokens t JOIN projects p ON p.id = t.project_id"
+_STATUS = {
+    "active": "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now) AND (t.max_requests IS NULL OR t.request_count < t.max_requests)",
+    "expired": "t.is_active AND t.expires_at <= :now",
+    "revoked": "NOT t.is_active",
+    "exhausted": "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now) AND t.request_count >= t.max_requests",
+}
+STATUSES = tuple(_STATUS)
+
+
+def _from_row(row: Row) -> Token:
+    values = {
+        **row,
+        "allowed_models": tuple(orjson.loads(row["allowed_models"])),
+        "metadata": orjson.loads(row["metadata"]),
+        "is_active": bool(row["is_active"]),
+        "project_is_active": bool(row["project_is_active"]),
+    }
+    values.pop("secret_hash", None)
+    return Token(**values)
+
+
+def _stored(columns: Mapping[str, Any]) -> dict[str, Any]:
+    as_json = ("allowed_models", "metadata")
+    return {name: orjson.dumps(value).decode() if name in as_json else value for name, value in columns.items()}
+
+
+async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], id: str, secret: Secret) -> Token:
+    """Make a token; `columns` hold project_id, name and any of the limits, allowed_models, metadata, expires_at.
+
+    Raises:
+        Conflict: the project does not exist.
+    """
+    now = now_ms()
+    values = _stored({"allowed_models": (), "metadata": {}, **columns}) | {
+        "id": id,
+        "kind": "token",
+        "secret_hash": vault.token_hashes(secret.reveal())[0],
+        "hint": hint_of(secret.reveal()),
+        "is_active": True,
+        "created_at": now,
+        "updated_at": now,
+    }
+    names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
+    await tx.execute(f"INSERT INTO tokens ({names}) VALUES ({places})", values)
+    made = await get(tx, id)
+    assert made is not None
+    return made
+
+
+async def get(connection: Connection, id: str) -> Token | None:
+    """One token by its id."""
+    row = await connection.fetch_one(f"{_SELECT} {_FROM} WHERE t.id = :id", {"id": id})
+    return _from_row(row) if row else None
+
+
+async def find(connection: Connection, page: Page, *, project_id: str | None = None, status: str | None = None) -> list[Token]:
+    """A page of tokens, newest first, one more than asked when there are more."""
+    conditions, params = ["t.kind = 'token'"], {"now": now_ms()}
+    if project_id:
+        conditions.append("t.project_id = :project_id")
+    if status:
+        conditions.append(_STATUS[status])
+    rows = await select_page(connection, f"{_SELECT} {_FROM}", conditions, {**params, "project_id": project_id}, page, key="t.id")
+    return [_from_row(row) for row in rows]
+
+
+async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Token | None:
+    """Write the named columns, no others."""
+    values = {**_stored(columns), "updated_at": now_ms()}
+    if "is_active" in columns:
+        values["deactivated_at"] = None if columns["is_active"] else values["updated_at"]
+    if not await tx.execute(f"UPDATE tokens SET {assignments(values)} WHERE id = :id", {**values, "id": id}):
+        return None
+    return await get(tx, id)
+
+
+async def revoke_all(tx: Connection, project_id: str) -> tuple[int, int]:
+    """Revoke every token of a project; returns how many were revoked now, and how many it has."""
+    params = {"project_id": project_id, "now": now_ms(), "off": False}
+    revoked = await tx.execute(
+        "UPDATE tokens SET is_active = :off, deactivated_at = :now, updated_at = :now WHERE project_id = :project_id AND is_active",
+        params,
+    )
+    row = await tx.fetch_one("SELECT COUNT(*) AS n FROM tokens WHERE project_id = :project_id", {"project_id": project_id})
+    return revoked, row["n"] if row else 0
+
+
+class TokenCache:
+    """Turns a presented credential into a token, mostly without the database.
+
+    The database away: tokens that are cached go on, others raise `DatabaseUnavailable`.
+
+    Args:
+        size: how many tokens are kept, the least recently used go first.
+    """
+
+    def __init__(self, database: Connection, vault: Vault, size: int) -> None:
+        self._database = database
+        self._vault = vault
+        self._size = max(1, size)
+        self._known: OrderedDict[bytes, tuple[float, Token]] = OrderedDict()
+        self._misses: OrderedDict[bytes, float] = OrderedDict()
+        self._keys_of: dict[str, bytes] = {}
+        self._generation = 0
+
+    async def authenticate(self, presented: str) -> Token:
+        """The token of a credential, checked for expiry and revocation.
+
+        Raises:
+            ApiError: `invalid_token`, `token_expired`.
+            Overtaken: `token_inactive`, `project_inactive`.
+            DatabaseUnavailable: it is not cached and cannot be looked up.
+        """
+        if not well_formed(presented):
+            raise unknown_token()
+        key = hashlib.sha256(presented.encode()).digest()
+        token = self._cached(key) or await self._look_up(key, presented)
+        token.check(now_ms())
+        return token
+
+    def _cached(self, key: bytes) -> Token | None:
+        now = time.monotonic()
+        entry = self._known.get(key)
+        if entry and now < entry[0]:
+            self._known.move_to_end(key)
+            return entry[1]
+        if now < self._misses.get(key, 0):
+            raise unknown_token()
+        return None
+
+    async def _look_up(self, key: bytes, presented: str) -> Token:
+        generation = self._generation
+        hashes = self._vault.token_hashes(presented)
+        names = [f"h{number}" for number in range(len(hashes))]
+        row = await self._database.fetch_one(
+            f"{_SELECT}, t.secret_hash {_FROM} WHERE t.secret_hash IN ({', '.join(f':{name}' for name in names)})",
+            dict(zip(names, hashes, strict=True)),
+        )
+        if row is None:
+            self._remember_miss(key, generation)
+            raise unknown_token()
+        if row["secret_hash"] != hashes[0]:
+            await self._rehash(row, hashes[0])
+        token = _from_row(row)
+        self._remember(key, token, generation)
+        return token
+
+    async def _rehash(self, row: Row, newest: str) -> None:
+        """A key was added or rotated since the token was stored: store it as new ones are."""
+        await self._database.execute(
+            "UPDATE tokens SET secret_hash = :new WHERE id = :id AND secret_hash = :old",
+            {"new": newest, "id": row["id"], "old": row["secret_hash"]},
+        )
+
+    def _remember(self, key: bytes, token: Token, generation: int) -> None:
+        # A change that came while the row was read may be newer than the row.
+        if generation != self._generation:
+            return
+        self._known[key] = (time.monotonic() + ENTRY_SECONDS, token)
+        self._known.move_to_end(key)
+        self._keys_of[token.id] = key
+        if len(self._known) > self._size:
+            _, (_, oldest) = self._known.popitem(last=False)
+            self._keys_of.pop(oldest.id, None)
+
+    def _remember_miss(self, key: bytes, generation: int) -> None:
+        if generation != self._generation:
+            return
+        self._misses[key] = time.monotonic() + MISS_SECONDS
+        if len(self._misses) > MISSES:
+            self._misses.popitem(last=False)
+
+    def on_change(self, change: Change) -> None:
+        """Forget what a change made stale; a look-up under way must not put it back."""
+        if change.kind not in ("token", "project", "everything"):
+            return
+        self._generation += 1
+        self._misses.clear()
+        if change.kind == "token":
+            key = self._keys_of.pop(change.ref, None)
+            self._known.pop(key, None) if key else None
+        else:
+            self._known.clear()
+            self._keys_of.clear()
+
+
+def unknown_token() -> ApiError:
+    """The answer to every credential that is not ours, whatever is wrong with it."""
+    return ApiError(
+        "invalid_token",
+        "The token is missing, malformed or unknown. Send it as `Authorization: Bearer`, `x-api-key` or `api-key`.",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
