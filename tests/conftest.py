@@ -1,0 +1,87 @@
+"""Fixtures that every test may use."""
+
+import asyncio
+import pathlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+
+import psycopg2
+import pytest
+import uvloop
+from stage.house import House, open_house, settings_for
+from stage.postgres import Postgres, running_postgres
+from stage.provider import ScriptedProvider, scripted_provider
+
+from llm_proxy import fake_provider
+from llm_proxy.db import Database, open_database
+from llm_proxy.settings import TABLE, Settings
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Tests run on the loop that the product runs on."""
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """No setting of the machine, and no .env, reaches a test."""
+    for field in TABLE:
+        for name in (field.name.upper(), f"{field.name.upper()}_FILE", *field.metadata["aliases"]):
+            monkeypatch.delenv(name, raising=False)
+    for name in ("HOST", "PORT", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL for the tests of a process."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The URL of an empty database."""
+    name = f"t{uuid.uuid4().hex}"
+    with closing(psycopg2.connect(postgres.uri)) as connection:
+        connection.autocommit = True
+        connection.cursor().execute(f"CREATE DATABASE {name}")
+    return postgres.uri.replace("/postgres", f"/{name}")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def settings(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Settings:
+    """Settings of a house, once on each database."""
+    if request.param == "postgres":
+        return settings_for(tmp_path, DATABASE_URL=request.getfixturevalue("postgres_url"))
+    return settings_for(tmp_path)
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """An empty, migrated database, once on each kind."""
+    async with open_database(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def house(tmp_path: pathlib.Path) -> AsyncIterator[House]:
+    """The whole program on SQLite."""
+    async with open_house(settings_for(tmp_path)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[ScriptedProvider]:
+    """A provider that records raw bytes, and says what a test scripts."""
+    async with scripted_provider() as running:
+        yield running
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[str]:
+    """The URL of the fake provider, which speaks both dialects."""
+    async with fake_provider.running() as url:
+        yield url

@@ -1,0 +1,1 @@
+"""What tests are played on: real servers, scripted providers, raw connections."""
