@@ -110,6 +110,12 @@ async def of_project(connection: Connection, vault: Vault, project_id: str) -> l
     return [_from_row(row, vault) for row in rows]
 
 
+async def every(connection: Connection, vault: Vault, most: int) -> list[Provider]:
+    """The first `most` providers of all, by id."""
+    rows = await connection.fetch_all("SELECT * FROM providers ORDER BY id LIMIT :most", {"most": most})
+    return [_from_row(row, vault) for row in rows]
+
+
 class ProviderCache:
     """The decrypted providers of the projects in use; a change drops those it concerns.
 

@@ -17,7 +17,7 @@ LARGEST_MODEL = 1024
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _KIND = re.compile(rb"%b(?:/%b)?" % (_TOKEN, _TOKEN))
-_PARAMETER = re.compile(rb'[ \t]*;[ \t]*(?:(%b)=(?:(%b)|"((?:[^"\\]|\\.)*)"))?' % (_TOKEN, _TOKEN))
+_PARAMETER = re.compile(rb'[ \t]*;[ \t]*(%b)=(?:(%b)|"((?:[^"\\]|\\.)*)")' % (_TOKEN, _TOKEN))
 # RFC 2046 section 5.1.1 less the space, which some trim; with the rest of what a token may hold, which some clients use.
 _BOUNDARY = re.compile(rb"[!#$%&'()*+,\-./0-9:=?A-Z^_`a-z|~]{1,70}")
 # Whoever looks for a parameter without regard to quotes or escapes must not find another one inside a value.
@@ -32,7 +32,7 @@ _BAD_IN_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|(?<!\r)\n|\r(?!\n|
 _HEADER = re.compile(rb"(?!-)(%b):(.*)" % _TOKEN)
 _MODEL_HEADERS = frozenset({b"content-disposition", b"content-type", b"content-transfer-encoding", b"content-length"})
 _PLAIN_ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
-_NOT_TEXT = re.compile(rb"[^ \t\r\n]")
+_NOT_BLANK = re.compile(rb"[^ \t\r\n]")
 # What one reader or another drops from a name: white space, quotes, escapes, angle brackets, a byte order mark.
 _NOISE = re.compile("[\\s\\\\\"'<>\ufeff]+")
 
@@ -199,7 +199,7 @@ class ModelScanner:
 
     def _epilogue(self, data: bytes) -> bool:
         """Goes past what follows the closing boundary."""
-        if _NOT_TEXT.search(data, self._at):
+        if _NOT_BLANK.search(data, self._at):
             raise _refusal("something follows the closing boundary")
         self._at = len(data)
         return False
@@ -284,12 +284,12 @@ def _parameters(value: bytes) -> tuple[bytes, Mapping[bytes, bytes]]:
     parameters: dict[bytes, bytes] = {}
     while parameter := _PARAMETER.match(value, at):
         at = parameter.end()
-        if parameter[1] is not None:
-            key = parameter[1].lower()
-            if key in parameters:
-                raise _refusal("a parameter of a header came twice")
-            parameters[key] = parameter[2] if parameter[3] is None else parameter[3]
-    if kind is None or value[at:].strip(b" \t"):
+        key = parameter[1].lower()
+        if key in parameters:
+            raise _refusal("a parameter of a header came twice")
+        parameters[key] = parameter[2] if parameter[3] is None else parameter[3]
+    # A semicolon at the end is harmless, while with two in a row some readers lose the parameters.
+    if kind is None or value[at:].strip(b" \t") not in (b"", b";"):
         raise _refusal("a header with parameters is missing, or is not written as RFC 9110 section 5.6.6 says")
     return kind[0].lower(), parameters
 

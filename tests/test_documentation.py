@@ -1,0 +1,72 @@
+"""The README is true: every setting, command and error code is in it."""
+
+import pathlib
+import re
+
+import click
+import pytest
+
+from llm_proxy.cli import COMMANDS, command
+from llm_proxy.errors import RULES
+from llm_proxy.settings import TABLE
+from llm_proxy.tokens import PATTERN
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def settings_table() -> str:
+    lines = ["| setting | default | what it does |", "| --- | --- | --- |"]
+    for field in TABLE:
+        default = f"`{field.metadata['default']}`" if field.metadata["default"] else "-"
+        lines.append(f"| `{field.name.upper()}` | {default} | {field.metadata['help']} |")
+    return "\n".join(lines)
+
+
+def test_the_settings_table_is_that_of_the_program() -> None:
+    assert settings_table() in README, "paste this into the README:\n" + settings_table()
+
+
+def commands(group: click.Group, prefix: str) -> list[str]:
+    names = []
+    for name in group.list_commands(click.Context(group)):
+        found = group.get_command(click.Context(group), name)
+        assert found is not None
+        names += commands(found, f"{prefix} {name}") if isinstance(found, click.Group) else [f"{prefix} {name}"]
+    return names
+
+
+@pytest.mark.parametrize("name", commands(command, "llm-proxy"))  # type: ignore[arg-type]
+def test_every_command_is_in_the_readme(name: str) -> None:
+    words = name.split()
+    group, last = " ".join(words[:-1]), words[-1]
+    assert name in README or re.search(rf"`{re.escape(group)} [^`]*\b{re.escape(last)}\b[^`]*`", README), name
+
+
+def test_the_table_of_commands_says_what_each_command_says() -> None:
+    assert set(COMMANDS) == set(command.list_commands(click.Context(command)))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("code", sorted(RULES))
+def test_every_error_code_is_in_the_readme(code: str) -> None:
+    assert f"`{code}`" in README
+
+
+def test_the_pattern_for_secret_scanners_is_the_real_one() -> None:
+    assert f"`{PATTERN}`" in README
+
+
+def test_the_changelog_has_a_line_for_this_version() -> None:
+    from llm_proxy import __version__
+
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_only_what_belongs_there_is_at_the_top_of_the_tree() -> None:
+    allowed = set(
+        "setup.cfg llm_proxy sql config web tests deploy scripts README.md pyproject.toml .ci .gitignore LICENSE CHANGELOG.md".split()
+    )
+    ignored = set("git venv env pytest_cache mypy_cache ruff_cache hypothesis coverage".split())
+    found = {path.name for path in ROOT.iterdir()}
+    rest = {name for name in found - allowed if name.strip(".").split(".")[0] not in ignored}
+    assert rest <= {"llm_proxy.egg-info", "data", "build"}
