@@ -20,14 +20,14 @@ from llm_proxy.metrics import Metrics
 from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
-from llm_proxy.providers.profiles import Profiles, load_profiles, packaged_path
+from llm_proxy.providers.profile_file import load_profiles, packaged_path
+from llm_proxy.providers.profiles import Profiles
 from llm_proxy.running import RunningCall, RunningCalls
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
 from llm_proxy.tokens import get as get_token
-from llm_proxy.upstream import Upstream
-from llm_proxy.upstream.session import open_upstream
+from llm_proxy.upstream import Upstream, open_upstream
 from llm_proxy.vault import Vault
 
 log = logging.getLogger(__name__)

@@ -26,7 +26,8 @@ FLOORS = (
     {"health"},
     {"proxy", "manage", "admin"},
     {"server", "fake_provider"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 # Only their own package knows of these; everybody else goes through its interface.

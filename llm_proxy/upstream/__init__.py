@@ -2,6 +2,7 @@
 
 import ipaddress
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -9,6 +10,7 @@ from urllib.parse import urlsplit
 from llm_proxy.errors import InvalidField, UpstreamInvalid
 from llm_proxy.grammar import MAX_HEAD_BYTES, RawHeaders
 from llm_proxy.providers.profiles import Profile
+from llm_proxy.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,22 @@ class Upstream(Protocol):
         Raises:
             UpstreamError: there is none; `sent` says whether the provider may have begun to work.
         """
+
+
+@asynccontextmanager
+async def open_upstream(settings: Settings) -> AsyncIterator[Upstream]:
+    """The provider's side for one process.
+
+    Raises:
+        SettingsError: SSL_CERT_FILE cannot be used.
+    """
+    from llm_proxy.upstream.session import SessionUpstream
+
+    upstream = SessionUpstream(settings)
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
 
 
 def check_answer(status: int, headers: RawHeaders) -> None:

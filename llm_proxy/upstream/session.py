@@ -4,7 +4,6 @@ import asyncio
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -235,17 +234,3 @@ class SessionAnswer:
     def abort(self) -> None:
         """See `Answer.abort`."""
         self._response.close()
-
-
-@asynccontextmanager
-async def open_upstream(settings: Settings) -> AsyncIterator[SessionUpstream]:
-    """The upstream side for one process.
-
-    Raises:
-        SettingsError: SSL_CERT_FILE cannot be used.
-    """
-    upstream = SessionUpstream(settings)
-    try:
-        yield upstream
-    finally:
-        await upstream.close()
