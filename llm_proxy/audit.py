@@ -1,27 +1,31 @@
 """The audit log: who did what, on which thing, with what outcome."""
 
 import asyncio
+import contextlib
 import logging
 import pathlib
 import queue
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
 from llm_proxy.clock import DAY_MS, MINUTE_MS, now_ms, to_rfc3339
 from llm_proxy.db import Connection, Database, Row
 from llm_proxy.db.sql import Page, select_page
-from llm_proxy.errors import DatabaseUnavailable
+from llm_proxy.errors import DatabaseUnavailable, SettingsError
 from llm_proxy.ids import new_id
 
 log = logging.getLogger(__name__)
 
 WAITING_EVENTS = 10_000
 BATCH = 500
+LONGEST_ORIGIN = 400
 RETENTION_SECONDS = 3600.0
+RETRY_SECONDS = 0.5
+CLOSE_SECONDS = 2.0
 EXACT_FILTERS = (
     "action",
     "actor",
@@ -70,9 +74,13 @@ class AuditEvent:
 
 
 def event_of(who: Who, action: str, **facts: Any) -> AuditEvent:
-    """An event with the origin filled in; what a client chose freely is cut to a sane length."""
-    event = AuditEvent(action=action, **who._asdict(), **facts)
-    return replace(event, user_agent=(event.user_agent or "")[:400] or None, path=(event.path or "")[:400] or None)
+    """An event with the origin filled in; what a client chose freely is cut to a sane length, and to text that can be stored."""
+    origin: dict[str, Any] = {name: _storable(value) if value else None for name, value in who._asdict().items()}
+    return AuditEvent(action=action, **origin, **facts)
+
+
+def _storable(text: str) -> str:
+    return text[:LONGEST_ORIGIN].encode(errors="replace").decode().replace("\0", "?")
 
 
 def shown(event: AuditEvent) -> dict[str, Any]:
@@ -110,10 +118,11 @@ async def find(connection: Connection, page: Page, filters: Mapping[str, Any]) -
     conditions += ["timestamp < :end_time"] if "end_time" in filters else []
     params = dict(filters)
     if "search" in params:
-        escaped = params["search"].lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+        escaped = params["search"].replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         params["search"] = f"%{escaped}%"
         columns = ("action", "actor", "path", "reason", "details")
-        conditions.append("(" + " OR ".join(f"LOWER({column}) LIKE :search ESCAPE '\\'" for column in columns) + ")")
+        # Both sides are lowered by the same hand: databases differ in which alphabets they know.
+        conditions.append("(" + " OR ".join(f"LOWER({column}) LIKE LOWER(:search) ESCAPE '\\'" for column in columns) + ")")
     return [_from_row(row) for row in await select_page(connection, "SELECT * FROM audit_events", conditions, params, page)]
 
 
@@ -146,7 +155,9 @@ class AuditLog:
     def append_sampled(self, event: AuditEvent, subject: str) -> None:
         """Keep at most one event a minute of a subject and reason: a client that fails in a loop must not fill the log."""
         key = (subject, event.reason or "")
-        if event.timestamp - self._sampled.get(key, 0) < MINUTE_MS:
+        last = self._sampled.get(key)
+        # A clock that was set back must not silence a subject until it has caught up.
+        if last is not None and 0 <= event.timestamp - last < MINUTE_MS:
             return
         if len(self._sampled) >= WAITING_EVENTS:
             self._sampled.clear()
@@ -170,32 +181,50 @@ class AuditLog:
             await self._store()
 
     async def _store(self) -> None:
-        while len(self._batch) < BATCH and not self._waiting.empty():
-            self._batch.append(self._waiting.get_nowait())
-        while self._batch:
+        """Write until nothing waits."""
+        while self._batch or not self._waiting.empty():
+            while len(self._batch) < BATCH and not self._waiting.empty():
+                self._batch.append(self._waiting.get_nowait())
             try:
                 await insert(self._database, self._batch)
                 self._batch = []
             except DatabaseUnavailable:
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(RETRY_SECONDS)
+            except Exception:
+                await self._store_singly()
+
+    async def _store_singly(self) -> None:
+        """Drop the event of the batch that no database takes, lest it keep all others out."""
+        while self._batch:
+            event = self._batch[0]
+            try:
+                await insert(self._database, [event])
+            except DatabaseUnavailable:
+                return
+            except Exception:
+                log.exception("audit event lost, it cannot be stored: %s by %s", event.action, event.actor)
+            self._batch.pop(0)
 
     async def expire(self) -> None:
         """Delete what is older than the retention; runs until cancelled."""
         while self._retention_ms:
             try:
-                await self._database.execute(
-                    "DELETE FROM audit_events WHERE timestamp < :old", {"old": now_ms() - self._retention_ms}
-                )
+                await self._delete_old()
             except DatabaseUnavailable:
                 log.warning("old audit events wait for the database to be deleted")
             await asyncio.sleep(RETENTION_SECONDS)
 
+    async def _delete_old(self) -> None:
+        # In pieces: one statement over years of events would hold up everyone else's, or run into its time limit.
+        sql = "DELETE FROM audit_events WHERE id IN (SELECT id FROM audit_events WHERE timestamp < :old LIMIT :most)"
+        while await self._database.execute(sql, {"old": now_ms() - self._retention_ms, "most": BATCH}) == BATCH:
+            pass
+
     async def close(self) -> None:
-        """Write what still waits, for at most two seconds."""
+        """Write what still waits, as far as that is possible within two seconds."""
         try:
-            async with asyncio.timeout(2):
-                while self._batch or not self._waiting.empty():
-                    await self._store()
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._store()
         except TimeoutError:
             log.error("%d audit events lost: the database does not answer", self._waiting.qsize() + len(self._batch))
         if self._file:
@@ -203,11 +232,21 @@ class AuditLog:
 
 
 class AuditFile:
-    """Appends JSON lines to a file from a thread of its own."""
+    """Appends JSON lines to a file from a thread of its own.
+
+    The disk full or slow: what cannot be written is logged as not copied; it is in the database all the same.
+
+    Raises:
+        SettingsError: the file cannot be opened.
+    """
 
     def __init__(self, path: pathlib.Path) -> None:
         self._path = path
-        self._queue: queue.Queue[bytes | None] = queue.Queue(WAITING_EVENTS)
+        try:
+            self._file = self._open()
+        except OSError as error:
+            raise SettingsError(f"AUDIT_LOG_FILE={path}: cannot be opened: {error}. Give a file that may be written.") from error
+        self._queue: queue.Queue[AuditEvent | None] = queue.Queue(WAITING_EVENTS)
         self._stale = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit-file", daemon=True)
         self._thread.start()
@@ -215,7 +254,7 @@ class AuditFile:
     def append(self, event: AuditEvent) -> None:
         """Queue an event; never blocks."""
         try:
-            self._queue.put_nowait(orjson.dumps(shown(event), option=orjson.OPT_APPEND_NEWLINE))
+            self._queue.put_nowait(event)
         except queue.Full:
             log.error("audit event not copied to %s: the disk is too slow", self._path)
 
@@ -224,22 +263,35 @@ class AuditFile:
         self._stale.set()
 
     def close(self) -> None:
-        """Write what is queued, then end."""
-        self._queue.put(None)
-        self._thread.join(5)
+        """Write what is queued, for a few seconds at most, then end."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put(None, timeout=CLOSE_SECONDS)
+        self._thread.join(CLOSE_SECONDS)
+        if self._thread.is_alive():
+            log.error("the last audit events not copied to %s: the disk is too slow", self._path)
+
+    def _open(self) -> BinaryIO:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self._path.open("ab", buffering=0)
 
     def _run(self) -> None:
-        file = None
-        while (line := self._queue.get()) is not None:
+        while event := self._queue.get():
             try:
-                if file is None or self._stale.is_set():
-                    self._stale.clear()
-                    if file:
-                        file.close()
-                    self._path.parent.mkdir(parents=True, exist_ok=True)
-                    file = self._path.open("ab", buffering=0)
-                file.write(line)
-            except OSError:
+                if self._stale.is_set():
+                    self._change_files()
+                self._file.write(orjson.dumps(shown(event), option=orjson.OPT_APPEND_NEWLINE))
+            except (OSError, TypeError):
                 log.exception("audit event not copied to %s", self._path)
-        if file:
-            file.close()
+        self._file.close()
+
+    def _change_files(self) -> None:
+        """Go on in a fresh file; where that cannot be opened, in the old one, until it can."""
+        self._stale.clear()
+        try:
+            fresh = self._open()
+        except OSError:
+            self._stale.set()
+            log.exception("%s cannot be opened anew, the old file goes on", self._path)
+            return
+        self._file.close()
+        self._file = fresh

@@ -33,6 +33,8 @@ class Change(NamedTuple):
     payload: Mapping[str, Any] = {}
 
 
+EVERYTHING = Change("everything", "")
+
 Listener = Callable[[Change], None]
 
 
@@ -92,13 +94,22 @@ class ChangeFeed:
         """Apply what is new; after it, every committed change is in force in this process."""
         async with self._reading:
             newest = await self._newest()
+            if newest < self._seen:
+                # An older database stands here now: a backup, or a replica that had lagged.
+                self._tell(EVERYTHING)
+                self._seen = newest
             while self._seen < newest:
-                rows = await self._unseen()
-                if not rows or rows[0]["version"] != self._seen + 1:
-                    self._tell(Change("everything", ""))
-                for row in rows:
-                    self._tell(Change(row["kind"], row["ref"], orjson.loads(row["payload"])))
-                self._seen = rows[-1]["version"] if rows else newest
+                await self._read_on(newest)
+
+    async def _read_on(self, newest: int) -> None:
+        rows = await self._unseen()
+        last = rows[-1]["version"] if rows else newest
+        if last - self._seen != len(rows):
+            # Some were so old that they are gone.
+            self._tell(EVERYTHING)
+        for row in rows:
+            self._tell(Change(row["kind"], row["ref"], orjson.loads(row["payload"])))
+        self._seen = last
 
     async def _newest(self) -> int:
         row = await self._database.fetch_one("SELECT version FROM config_version WHERE id = 1")

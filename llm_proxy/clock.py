@@ -7,6 +7,7 @@ from llm_proxy.errors import InvalidField
 
 MINUTE_MS = 60_000
 DAY_MS = 86_400_000
+EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
 def now_ms() -> int:
@@ -18,7 +19,8 @@ def to_rfc3339(ms: int | None) -> str | None:
     """Milliseconds since the epoch as RFC 3339 in UTC, `2026-11-21T08:54:37.120Z`."""
     if ms is None:
         return None
-    moment = datetime.datetime.fromtimestamp(ms / 1000, datetime.UTC)
+    # Not `fromtimestamp`, whose floats lose milliseconds in the far future.
+    moment = EPOCH + datetime.timedelta(milliseconds=ms)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -32,6 +34,7 @@ def from_rfc3339(field: str, text: object) -> int:
         moment = datetime.datetime.fromisoformat(text if isinstance(text, str) else "")
         if moment.tzinfo is None:
             raise ValueError
-        return round(moment.timestamp() * 1000)
+        # In UTC even the last moment of year 9999 can be written again, which is not so in every zone.
+        return (moment.astimezone(datetime.UTC) - EPOCH) // datetime.timedelta(milliseconds=1)
     except (ValueError, OverflowError):
         raise InvalidField(field, "give a time such as 2026-12-31T23:59:59Z (RFC 3339, with a zone).") from None

@@ -1,5 +1,6 @@
 """What the process shares, opened in order, closed in reverse."""
 
+import asyncio
 import logging
 import pathlib
 import time
@@ -10,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from llm_proxy import logs
 from llm_proxy.audit import AuditLog
 from llm_proxy.changes import Change, ChangeFeed
-from llm_proxy.clock import now_ms
 from llm_proxy.db import Database, open_database
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
@@ -22,7 +22,7 @@ from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
-from llm_proxy.running import RunningCall, RunningCalls
+from llm_proxy.running import RunningCalls
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
@@ -31,6 +31,8 @@ from llm_proxy.upstream import Upstream, open_upstream
 from llm_proxy.vault import Vault
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.25
 
 
 @dataclass
@@ -156,15 +158,19 @@ async def _settle(context: Context) -> None:
 
 def _end_overtaken(context: Context, change: Change) -> None:
     """End the running calls that a change may have revoked, once the database confirms it."""
-    for call in context.running.concerned_by(change):
-        context.tasks.start(f"check of a running call of token {call.token_id}", _end_if_overtaken(context, call))
+    for token_id in {call.token_id for call in context.running.concerned_by(change)}:
+        context.tasks.start(f"check of the running calls of token {token_id}", _end_if_overtaken(context, token_id))
 
 
-async def _end_if_overtaken(context: Context, call: RunningCall) -> None:
-    token = await get_token(context.database, call.token_id)
-    try:
-        if token is None:
-            raise Overtaken("token_inactive", "This token was deleted.")
-        token.check(now_ms())
-    except Overtaken as error:
-        call.end(error)
+async def _end_if_overtaken(context: Context, token_id: str) -> None:
+    while True:
+        try:
+            token = await get_token(context.database, token_id)
+            break
+        except DatabaseUnavailable:
+            # The change is certain, so the question stands until there is an answer.
+            await asyncio.sleep(RETRY_SECONDS)
+    error = token.overtaken() if token else Overtaken("token_inactive", "This token was deleted.")
+    if error:
+        for call in context.running.concerned_by(Change("token", token_id)):
+            call.end(error)

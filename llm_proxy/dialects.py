@@ -26,12 +26,11 @@ def is_anthropic(path: str) -> bool:
 
 def error_object(error: ApiError, path: str, request_id: str) -> dict[str, Any]:
     """The error in the dialect of the path that was called."""
+    common = {"message": error.message, "code": error.code, "source": "proxy"}
     if is_anthropic(path):
         kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
-        inner = {"type": kind, "message": error.message, "code": error.code, "source": "proxy"}
-        return {"type": "error", "error": inner, "request_id": request_id}
-    inner = {"message": error.message, "type": error.type, "param": error.param, "code": error.code, "source": "proxy"}
-    return {"error": inner}
+        return {"type": "error", "error": {"type": kind, **common}, "request_id": request_id}
+    return {"error": {"type": error.type, "param": error.param, **common}}
 
 
 def error_body(error: ApiError, path: str, request_id: str) -> bytes:

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote, unquote_to_bytes
 
 from llm_proxy.errors import ApiError
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_TARGET_BYTES = 16 * 1024
+MAX_HEADERS = 128
 
 RawHeaders = Sequence[tuple[bytes, bytes]]
 
@@ -17,6 +18,13 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^`|~0-9A-Za-z]+")
 # RFC 9110 section 5.5, less obs-text, whose meaning nobody agrees on.
 _VALUE = re.compile(rb"[\t -~]*")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+# RFC 9110 section 7.2: a host and a port, and no user, path or list of hosts.
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(?::[0-9]*)?")
+_WEBSOCKET = re.compile(rb"(?:^|,)\s*websocket\s*(?:$|[,/])", re.IGNORECASE)
+# Of two fields of these names each reader believes a different one.
+_SINGLE = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect", b"authorization"}
+)
 _ABSOLUTE = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Encoded separators and control characters mean one thing to the check and another to whoever decodes them next.
@@ -44,10 +52,13 @@ def check_head(method: str, version: tuple[int, int], headers: RawHeaders) -> No
     """Refuse a head that another HTTP implementation could read differently (RFC 9112 sections 6, 11).
 
     Raises:
-        ApiError: `method_not_allowed`, `headers_too_large`, `invalid_header`, `bad_request`.
+        ApiError: `method_not_allowed`, `headers_too_large`, `invalid_header`, `bad_request`, `conflicting_credentials`,
+            `websocket_not_supported`.
     """
     if method in _REFUSED_METHODS:
         raise ApiError("method_not_allowed", f"{method} is not served here.")
+    if not (1, 0) <= version <= (1, 1):
+        raise ApiError("bad_request", "Only HTTP/1.1 and HTTP/1.0 are served here.")
     seen: set[bytes] = set()
     size = 0
     for name, value in headers:
@@ -59,25 +70,32 @@ def check_head(method: str, version: tuple[int, int], headers: RawHeaders) -> No
         if not _VALUE.fullmatch(value):
             raise ApiError("invalid_header", "A header value has a character that is not allowed: use printable ASCII.")
         lowered = name.lower()
-        if lowered in _FRAMING:
-            if lowered in seen:
-                raise ApiError("bad_request", f"The header {lowered.decode()} came twice.")
+        if lowered in _SINGLE:
+            _check_single(lowered, value, version, twice=lowered in seen)
             seen.add(lowered)
-            _check_framing(lowered, value, version)
+        elif lowered == b"upgrade" and _WEBSOCKET.search(value):
+            raise ApiError(
+                "websocket_not_supported",
+                "WebSockets are not proxied. Use HTTP, with streaming where you need it.",
+                headers={"Upgrade": "HTTP/1.1"},
+            )
     if size > MAX_HEAD_BYTES:
         raise ApiError("headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes together.")
     if b"content-length" in seen and b"transfer-encoding" in seen:
         raise ApiError("bad_request", "Content-Length and Transfer-Encoding exclude each other.")
 
 
-_FRAMING = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect"})
-
-
-def _check_framing(name: bytes, value: bytes, version: tuple[int, int]) -> None:
+def _check_single(name: bytes, value: bytes, version: tuple[int, int], *, twice: bool) -> None:
+    if twice and name == b"authorization":
+        raise ApiError("conflicting_credentials", "The header authorization came twice. Send the token once.")
+    if twice:
+        raise ApiError("bad_request", f"The header {name.decode()} came twice.")
     if name == b"content-length" and not _LENGTH.fullmatch(value):
         raise ApiError("bad_request", "Content-Length is not a plain number.")
     if name == b"transfer-encoding" and (value.lower() != b"chunked" or version < (1, 1)):
         raise ApiError("bad_request", "The only Transfer-Encoding served is chunked, in HTTP/1.1.")
+    if name == b"host" and not _HOST.fullmatch(value):
+        raise ApiError("bad_request", "The Host header is not a host with an optional port.")
 
 
 def read_target(method: str, target: str, host: str, allowed_hosts: Collection[str]) -> Target:
@@ -92,7 +110,7 @@ def read_target(method: str, target: str, host: str, allowed_hosts: Collection[s
     """
     if len(target) > MAX_TARGET_BYTES:
         raise ApiError("target_too_long", f"The request target is longer than {MAX_TARGET_BYTES} bytes.")
-    if allowed_hosts and _host_name(host) not in allowed_hosts:
+    if allowed_hosts and _host_name(host) not in map(str.lower, allowed_hosts):
         raise ApiError("unknown_host", "This host name is not served here (ALLOWED_HOSTS).")
     if absolute := _ABSOLUTE.fullmatch(target):
         if absolute[2].lower() != host.lower():
@@ -108,8 +126,7 @@ def read_target(method: str, target: str, host: str, allowed_hosts: Collection[s
 
 
 def _host_name(host: str) -> str:
-    name = host.rpartition(":")[0] if re.search(r":[0-9]*$", host) else host
-    return name.lower()
+    return re.sub(r":[0-9]*$", "", host).lower()
 
 
 def check_path(path: str) -> None:
@@ -146,11 +163,12 @@ def _check_query(query: str) -> None:
     if not query.isascii() or "#" in query or _BAD_ESCAPE.search(query) or _BAD_IN_QUERY.search(query):
         raise _invalid("the query has a character or an escape that is not allowed")
     for part in re.split("[&;]", query):
-        name, _, value = part.partition("=")
+        name, _, value = (unquote(part) if "%" in part else part).partition("=")
         if name.lower() in _CREDENTIAL_PARAMETERS or value.startswith(_TOKEN_VALUE):
             raise ApiError(
                 "token_in_query",
-                "A token must not travel in the URL, where logs keep it. Send it as `Authorization: Bearer`, `x-api-key` or `api-key`.",
+                "A token must not travel in the URL, where logs keep it. "
+                "Send it as `Authorization: Bearer`, `x-api-key` or `api-key`.",
             )
 
 

@@ -6,16 +6,26 @@ import time
 from aiohttp import web
 
 from llm_proxy import __version__
+from llm_proxy.context import Context
+from llm_proxy.db import migrate
 from llm_proxy.errors import ApiError, DatabaseUnavailable
-from llm_proxy.middleware import CONTEXT, PEER, answer_json
+from llm_proxy.middleware import CONTEXT, PEER, answer_json, operator
 from llm_proxy.peers import is_loopback
+
+Health = dict[str, object]
 
 
 async def health(request: web.Request) -> web.Response:
     """The process runs."""
-    context = request.app[CONTEXT]
-    uptime = round(time.monotonic() - context.started_at, 3)
-    return answer_json({"status": "ok", "version": __version__, "uptime_seconds": uptime})
+    return answer_json(_alive(request.app[CONTEXT]))
+
+
+def _alive(context: Context) -> Health:
+    return {"status": "ok", "version": __version__, "uptime_seconds": _uptime(context)}
+
+
+def _uptime(context: Context) -> float:
+    return round(time.monotonic() - context.started_at, 3)
 
 
 async def live(request: web.Request) -> web.Response:
@@ -25,23 +35,53 @@ async def live(request: web.Request) -> web.Response:
 
 async def ready(request: web.Request) -> web.Response:
     """Calls may be sent here; 503 says what is missing."""
-    context = request.app[CONTEXT]
-    missing = ["draining"] if context.draining else []
-    try:
-        await context.database.ping()
-    except DatabaseUnavailable:
-        missing.append("database")
+    missing = await _missing(request.app[CONTEXT])
     if missing:
         return answer_json({"status": "not ready", "missing": missing}, 503)
-    return answer_json({"status": "ready"})
+    return answer_json({"status": "ready", "missing": []})
+
+
+async def _missing(context: Context) -> list[str]:
+    missing = ["draining"] if context.draining else []
+    try:
+        rows = await context.database.fetch_all("SELECT migration_id FROM _yoyo_migration")
+    except DatabaseUnavailable:
+        return [*missing, "database"]
+    # A backup from before an upgrade may have been put under a running process.
+    applied = {row["migration_id"] for row in rows}
+    return missing if applied.issuperset(migrate.known()) else [*missing, "migrations"]
+
+
+async def detailed(request: web.Request) -> web.Response:
+    """What an operator wants to know when something is slow."""
+    operator(request)
+    context, began = request.app[CONTEXT], time.perf_counter()
+    missing = await _missing(context)
+    waited = round((time.perf_counter() - began) * 1000, 3)
+    return answer_json(
+        {
+            **_alive(context),
+            "status": "not ready" if missing else "ok",
+            "missing": missing,
+            "database": {"driver": context.settings.db_driver, "ok": "database" not in missing, "latency_ms": waited},
+            "active_requests": context.active,
+            "loop_lag_seconds": context.metrics.registry.get_sample_value("llm_proxy_loop_lag_seconds"),
+        }
+    )
 
 
 async def metrics(request: web.Request) -> web.Response:
     """Prometheus text, or with `Accept: application/json` a summary."""
-    context = request.app[CONTEXT]
+    if "application/json" in request.headers.get("Accept", "").lower():
+        _check_reader(request)
+        return answer_json(_summary(request.app[CONTEXT]))
+    return await prometheus(request)
+
+
+async def prometheus(request: web.Request) -> web.Response:
+    """Prometheus text."""
     _check_reader(request)
-    if "application/json" in request.headers.get("Accept", ""):
-        return answer_json(_summary(request))
+    context = request.app[CONTEXT]
     context.metrics.active.set(context.active)
     # The content type carries a version, which aiohttp's content_type argument would refuse.
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
@@ -49,7 +89,7 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def _check_reader(request: web.Request) -> None:
-    """A metrics token guards when it is set; without one, the proxy site, which the world may reach, serves loopback only."""
+    """A metrics token guards when it is set; without one, the site that the world may reach serves this machine only."""
     context = request.app[CONTEXT]
     if context.settings.metrics_token:
         scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
@@ -58,28 +98,44 @@ def _check_reader(request: web.Request) -> None:
             raise ApiError(
                 "invalid_token", "Send METRICS_TOKEN as `Authorization: Bearer`.", headers={"WWW-Authenticate": "Bearer"}
             )
-    elif not is_loopback(request[PEER].address):
+    elif request.app[LOOPBACK_ONLY] and not _asked_from_here(context, request):
         raise ApiError("endpoint_not_found", "Metrics are served to this machine only; METRICS_TOKEN opens them to who knows it.")
 
 
-def _summary(request: web.Request) -> dict[str, object]:
-    context = request.app[CONTEXT]
-    total = context.metrics.total
+def _asked_from_here(context: Context, request: web.Request) -> bool:
+    # What comes through a proxy on this machine that nobody named in TRUSTED_PROXIES may come from anywhere.
+    hidden = not context.trusted_proxies and ("X-Forwarded-For" in request.headers or "Forwarded" in request.headers)
+    return is_loopback(request[PEER].address) and not hidden
+
+
+def _summary(context: Context) -> Health:
+    ended = [
+        sample for family in context.metrics.requests.collect() for sample in family.samples if sample.name.endswith("_total")
+    ]
     return {
-        "uptime_seconds": round(time.monotonic() - context.started_at, 3),
-        "request_count": int(total(context.metrics.requests)),
-        "error_count": int(total(context.metrics.refusals)),
+        "uptime_seconds": _uptime(context),
+        "request_count": int(sum(sample.value for sample in ended)),
+        "error_count": int(sum(sample.value for sample in ended if int(sample.labels["status"]) >= 400)),
         "active_requests": context.active,
-        "tokens": int(total(context.metrics.tokens)),
+        "tokens": int(context.metrics.total(context.metrics.tokens)),
     }
 
 
-def add_routes(app: web.Application) -> None:
-    """Add the routes to a site's application."""
+LOOPBACK_ONLY = web.AppKey("loopback_only", bool)
+
+
+def add_routes(app: web.Application, *, metrics_to_all: bool = False) -> None:
+    """Add the routes to a site's application.
+
+    Args:
+        metrics_to_all: without METRICS_TOKEN, metrics are served to whoever reaches the site.
+    """
+    app[LOOPBACK_ONLY] = not metrics_to_all
     app.router.add_get("/health", health)
+    app.router.add_get("/health/detailed", detailed)
     app.router.add_get("/live", live)
     app.router.add_get("/ready", ready)
     settings = app[CONTEXT].settings
     if settings.enable_metrics:
         app.router.add_get(settings.metrics_path, metrics)
-        app.router.add_get(f"{settings.metrics_path}/prometheus", metrics)
+        app.router.add_get(f"{settings.metrics_path}/prometheus", prometheus)

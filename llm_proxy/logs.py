@@ -1,5 +1,6 @@
 """Structured logging, with secrets removed."""
 
+import json
 import logging
 import sys
 from contextvars import ContextVar
@@ -38,7 +39,15 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return redact(orjson.dumps(line, default=str).decode())
+        return redact(_as_json(line))
+
+
+def _as_json(line: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(line, default=str).decode()
+    except TypeError:
+        # Half a surrogate pair, or a number beyond 64 bits: the line must not be lost for it.
+        return json.dumps(line, default=str, ensure_ascii=False, skipkeys=True)
 
 
 class TextFormatter(logging.Formatter):
@@ -47,9 +56,9 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
         line = f"{to_rfc3339(round(record.created * 1000))} {record.levelname:7} {record.getMessage()} {facts}".rstrip()
-        if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return redact(line)
+        # What clients send must neither forge a line nor steer a terminal.
+        line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in redact(line))
+        return f"{line}\n{redact(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
 def configure(settings: Settings) -> logging.Handler:
@@ -60,7 +69,11 @@ def configure(settings: Settings) -> logging.Handler:
     """
     try:
         # WatchedFileHandler opens the file anew when it was rotated away.
-        handler = WatchedFileHandler(settings.log_file) if settings.log_file else logging.StreamHandler(sys.stderr)
+        handler = (
+            WatchedFileHandler(settings.log_file, encoding="utf-8", errors="backslashreplace")
+            if settings.log_file
+            else logging.StreamHandler(sys.stderr)
+        )
     except OSError as error:
         raise SettingsError(f"LOG_FILE={settings.log_file}: cannot be opened: {error}") from error
     text = settings.log_format == "text" or (settings.log_format == "auto" and not settings.log_file and sys.stderr.isatty())
@@ -68,6 +81,7 @@ def configure(settings: Settings) -> logging.Handler:
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(settings.log_level.upper())
-    # A line for each statement of a migration tells an operator nothing.
-    logging.getLogger("yoyo").setLevel(logging.WARNING)
+    # A line for each statement of SQL tells an operator nothing.
+    for name in ("yoyo", "aiosqlite"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return handler

@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from llm_proxy import dialects
 from llm_proxy.audit import Who, event_of
@@ -14,6 +14,7 @@ from llm_proxy.errors import ApiError
 from llm_proxy.ids import new_id, valid_request_id
 from llm_proxy.logs import request_ids
 from llm_proxy.peers import Peer, peer_of
+from llm_proxy.secret import redact
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ PEER = web.RequestKey("peer", Peer)
 IDS = web.RequestKey("ids", tuple[str, str | None])
 # Asked every few seconds by machines; a line each would bury the rest of the log.
 QUIET = frozenset({"/health", "/live", "/ready", "/metrics", "/metrics/prometheus"})
+# Who answers is nobody's clue to what is installed here.
+ALWAYS = {"X-Content-Type-Options": "nosniff", "Server": "llm-proxy"}
 
 
 def peer_of_request(context: Context, request: web.BaseRequest) -> Peer:
@@ -52,18 +55,16 @@ async def frame(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ApiError as error:
         response = answer_error(context, request, error)
     except web.HTTPException as error:
-        response = answer_error(context, request, _as_api_error(error)) if error.status >= 400 else error
+        response = answer_error(context, request, _as_api_error(error))
     except Exception:
         log.exception("%s %s failed by a mistake of this program", request.method, request.path)
         response = answer_error(
             context, request, ApiError("internal_error", "Something went wrong here. The log has the details.")
         )
-    if not response.prepared:
-        response.headers.setdefault("X-Request-ID", ids[0])
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    quiet = request.path in QUIET
+    for name, value in {"X-Request-ID": ids[0], **ALWAYS}.items():
+        response.headers.setdefault(name, value)
     log.log(
-        logging.DEBUG if quiet else logging.INFO,
+        logging.DEBUG if request.path in QUIET else logging.INFO,
         "%s %s %d",
         request.method,
         request.path,
@@ -90,8 +91,12 @@ def answer_error(context: Context, request: web.Request, error: ApiError) -> web
     """The answer to an error on a route of our own."""
     context.metrics.refusals.labels(error.code).inc()
     request_id = request[IDS][0]
-    headers = dialects.error_headers(error, request_id)
-    return web.Response(status=error.status, body=dialects.error_body(error, "", request_id), headers=headers)
+    headers = {**dialects.error_headers(error, request_id), "Cache-Control": "no-store"}
+    answer = web.Response(status=error.status, body=dialects.error_body(error, "", request_id), headers=headers)
+    if "Expect" in request.headers:
+        # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
+        answer.force_close()
+    return answer
 
 
 def answer_json(data: object, status: int = 200) -> web.Response:
@@ -100,11 +105,38 @@ def answer_json(data: object, status: int = 200) -> web.Response:
     return web.Response(status=status, body=orjson.dumps(data), headers=headers)
 
 
+async def decide_later(request: web.Request) -> None:
+    """Stands in for aiohttp's answer to `Expect`, which would ask a stranger for the body."""
+
+
+async def ask_for_body(request: web.Request) -> None:
+    """Tell a client that waits for it that its body is wanted (RFC 9110 section 10.1.1).
+
+    Raises:
+        ApiError: `expectation_failed`.
+    """
+    expectation = request.headers.get("Expect")
+    if expectation is None or request.version < HttpVersion11:
+        return
+    if expectation.lower() != "100-continue":
+        raise ApiError("expectation_failed", "The only expectation served is 100-continue.")
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    # What counts as output is the answer itself, which has not begun.
+    request.writer.output_size = 0
+
+
 def who(request: web.Request, actor: str) -> Who:
-    """The origin of an act, for the audit log."""
+    """The origin of an act, for the audit log, without a token that was mistaken for an id."""
     request_id, correlation_id = request[IDS]
+    agent = request.headers.get("User-Agent")
     return Who(
-        actor, request[PEER].address, request.method, request.path, request.headers.get("User-Agent"), request_id, correlation_id
+        actor,
+        request[PEER].address,
+        request.method,
+        redact(request.path),
+        redact(agent) if agent else None,
+        request_id,
+        correlation_id,
     )
 
 

@@ -2,9 +2,10 @@
 
 import hashlib
 import hmac
+import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from llm_proxy.errors import ApiError
 from llm_proxy.secret import Secret
@@ -19,10 +20,12 @@ class Operators:
 
     Args:
         tokens: all that are good; several while one is being replaced.
+        clock: seconds that only ever grow.
     """
 
-    def __init__(self, tokens: Sequence[Secret]) -> None:
+    def __init__(self, tokens: Sequence[Secret], clock: Callable[[], float] = time.monotonic) -> None:
         self._tokens = tokens
+        self._clock = clock
         self._failures: dict[str, deque[float]] = {}
 
     def recognise(self, authorization: str, address: str) -> str:
@@ -33,14 +36,14 @@ class Operators:
         """
         failures = self._recent(address)
         if len(failures) >= FAILURES:
-            wait = max(1, round(WINDOW_SECONDS - (time.monotonic() - failures[0])))
+            wait = max(1, math.ceil(WINDOW_SECONDS - (self._clock() - failures[0])))
             text = f"Too many failed attempts from this address. Try again in {wait} s."
             raise ApiError("too_many_failures", text, headers={"Retry-After": str(wait)})
         scheme, _, presented = authorization.partition(" ")
         name = self._named(presented.strip()) if scheme.lower() == "bearer" else None
         if name:
             return name
-        failures.append(time.monotonic())
+        self._count(address)
         raise ApiError(
             "invalid_management_token",
             "The management token is missing or wrong. Send MANAGEMENT_TOKEN as `Authorization: Bearer`.",
@@ -49,7 +52,8 @@ class Operators:
 
     def _named(self, presented: str) -> str | None:
         found = None
-        raw = presented.encode()
+        # Bytes beyond ASCII, which a header may hold, come from the parser as halves of surrogate pairs.
+        raw = presented.encode(errors="surrogateescape")
         for token in self._tokens:
             # Every token is compared, so that the time tells nothing of which one was close.
             if hmac.compare_digest(token.reveal().encode(), raw):
@@ -57,9 +61,13 @@ class Operators:
         return found
 
     def _recent(self, address: str) -> deque[float]:
-        if len(self._failures) >= _MANY_ADDRESSES:
-            self._failures.clear()
-        failures = self._failures.setdefault(address, deque(maxlen=FAILURES))
-        while failures and time.monotonic() - failures[0] >= WINDOW_SECONDS:
+        """When the failures of an address within the window were."""
+        failures = self._failures.get(address, deque())
+        while failures and self._clock() - failures[0] >= WINDOW_SECONDS:
             failures.popleft()
         return failures
+
+    def _count(self, address: str) -> None:
+        if len(self._failures) >= _MANY_ADDRESSES:
+            self._failures.clear()
+        self._failures.setdefault(address, deque(maxlen=FAILURES)).append(self._clock())

@@ -9,6 +9,8 @@ from llm_proxy.errors import SettingsError
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+
 
 class Peer(NamedTuple):
     """A client: its address, and the scheme it used."""
@@ -41,16 +43,23 @@ def _within(text: str, networks: tuple[Network, ...]) -> bool:
     return any((mapped or address) in network for network in networks)
 
 
+def _without_port(hop: str) -> str:
+    """Some proxies write `192.0.2.1:5678` or `[2001:db8::1]:5678`."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop
+
+
 def is_loopback(address: str) -> bool:
     """Whether an address is this machine's own."""
-    return _within(address, (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")))
+    return _within(address, LOOPBACK)
 
 
 def peer_of(socket_address: str, scheme: str, forwarded_for: str, forwarded_proto: str, trusted: tuple[Network, ...]) -> Peer:
     """The client of a request: the socket's peer, or, behind trusted proxies, the rightmost address that is not one of them.
 
     Args:
-        socket_address: the address at the other end of the connection.
+        socket_address: the address at the other end of the connection, empty when that has none (a unix socket).
         scheme: http or https, by the socket.
         forwarded_for: X-Forwarded-For, empty when absent.
         forwarded_proto: X-Forwarded-Proto, empty when absent.
@@ -59,7 +68,7 @@ def peer_of(socket_address: str, scheme: str, forwarded_for: str, forwarded_prot
         return Peer(socket_address, scheme)
     proto = forwarded_proto.rpartition(",")[2].strip().lower()
     scheme = proto if proto in ("http", "https") else scheme
-    for hop in reversed([part.strip() for part in forwarded_for.split(",") if part.strip()]):
+    for hop in reversed([_without_port(part.strip()) for part in forwarded_for.split(",") if part.strip()]):
         try:
             ipaddress.ip_address(hop)
         except ValueError:

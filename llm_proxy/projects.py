@@ -1,7 +1,7 @@
 """Projects: the tenants."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from llm_proxy.clock import now_ms
@@ -24,6 +24,10 @@ class Project:
     deactivated_at: int | None
 
 
+# Named one by one, so that a newer program may add columns while this one runs.
+_COLUMNS = ", ".join(field.name for field in fields(Project))
+
+
 def _from_row(row: Row) -> Project:
     return Project(**{**row, "is_active": bool(row["is_active"])})
 
@@ -37,7 +41,7 @@ async def insert(tx: Connection, id: str, name: str, limits: Mapping[str, int | 
     now = now_ms()
     row = await tx.fetch_one(
         "INSERT INTO projects (id, name, is_active, rate_limit, rate_limit_per_minute, max_parallel, created_at, updated_at) "
-        "VALUES (:id, :name, :is_active, :rate_limit, :rate_limit_per_minute, :max_parallel, :now, :now) RETURNING *",
+        f"VALUES (:id, :name, :is_active, :rate_limit, :rate_limit_per_minute, :max_parallel, :now, :now) RETURNING {_COLUMNS}",
         {
             "id": id,
             "name": name,
@@ -54,7 +58,7 @@ async def insert(tx: Connection, id: str, name: str, limits: Mapping[str, int | 
 
 async def get(connection: Connection, id: str) -> Project | None:
     """One project by its id."""
-    row = await connection.fetch_one("SELECT * FROM projects WHERE id = :id", {"id": id})
+    row = await connection.fetch_one(f"SELECT {_COLUMNS} FROM projects WHERE id = :id", {"id": id})
     return _from_row(row) if row else None
 
 
@@ -63,7 +67,7 @@ async def find(connection: Connection, page: Page, *, name: str | None = None, i
     filters = {"name": name, "is_active": is_active}
     params: dict[str, Any] = {column: value for column, value in filters.items() if value is not None}
     conditions = [f"{column} = :{column}" for column in params]
-    return [_from_row(row) for row in await select_page(connection, "SELECT * FROM projects", conditions, params, page)]
+    return [_from_row(row) for row in await select_page(connection, f"SELECT {_COLUMNS} FROM projects", conditions, params, page)]
 
 
 async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Project | None:
@@ -75,5 +79,6 @@ async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Project
     values = {**columns, "updated_at": now_ms()}
     if "is_active" in columns:
         values["deactivated_at"] = None if columns["is_active"] else values["updated_at"]
-    row = await tx.fetch_one(f"UPDATE projects SET {assignments(values)} WHERE id = :id RETURNING *", {**values, "id": id})
+    sql = f"UPDATE projects SET {assignments(values)} WHERE id = :id RETURNING {_COLUMNS}"
+    row = await tx.fetch_one(sql, {**values, "id": id})
     return _from_row(row) if row else None

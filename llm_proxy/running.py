@@ -9,8 +9,13 @@ from llm_proxy.errors import ApiError
 class RunningCall(Protocol):
     """What can be asked of a running call."""
 
-    token_id: str
-    project_id: str
+    @property
+    def token_id(self) -> str:
+        """The id of its token."""
+
+    @property
+    def project_id(self) -> str:
+        """The id of the token's project."""
 
     def end(self, error: ApiError) -> None:
         """Stop it now; its client is told `error` where that is still possible."""

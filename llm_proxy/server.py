@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
+import math
 import os
+import resource
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -16,16 +19,24 @@ from aiohttp import web
 from llm_proxy import admin, grammar, health, manage, systemd
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError, StartError
+from llm_proxy.guard import Guard, Limits, refusal
 from llm_proxy.middleware import CONTEXT, frame
 from llm_proxy.proxy.handler import handle
-from llm_proxy.wire import GuardedRunner, Handler, Refusals, check_parser, refusal
+from llm_proxy.settings import Settings
+from llm_proxy.wire import GuardedRunner, Handler, check_parser
 
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
 LAG_SECONDS = 1.0
+POLL_SECONDS = 0.02
+# At a stop, how long an idle connection may still bring a request that was on its way.
+IDLE_SECONDS = 0.3
 # Of the calls that are cut at the end of a stop: how long their last words may take.
 CUT_SECONDS = 0.8
+# Files that connections leave to the database, the log and the admin site.
+RESERVED_FILES = 512
+ADMIN_CONNECTIONS = 256
 OUR_PATHS = ("/manage", "/health", "/live", "/ready")
 
 
@@ -47,45 +58,60 @@ def create_proxy_app(context: Context) -> web.Application:
 
 
 @asynccontextmanager
-async def open_sites(context: Context) -> AsyncIterator[Sites]:
+async def open_sites(context: Context, hurry: asyncio.Event | None = None) -> AsyncIterator[Sites]:
     """Serve both sites while the block runs; at its end calls finish in order.
+
+    Args:
+        hurry: set, it cuts the calls that would otherwise be waited for.
 
     Raises:
         StartError: an address cannot be listened on.
     """
     check_parser()
     settings, passed = context.settings, systemd.passed_sockets()
-    refusals = Refusals(lambda error: context.metrics.refusals.labels(error.code).inc())
-    runner = GuardedRunner(create_proxy_app(context), lambda ours: _proxy_handler(context, ours, refusals), refusals)
-    runners = [runner]
-    await runner.setup()
-    try:
-        proxy = await _listen(
-            runner, "LISTEN_ADDR", settings.listen_addr, settings.reuse_port, passed.get("proxy", passed.get("0"))
-        )
-        admin_site = None
+    for_proxy, for_admin = _by_purpose(passed)
+    async with AsyncExitStack() as stack:
+        guard = Guard(_limits(context), lambda error: context.metrics.refusals.labels(error.code).inc())
+        runner = GuardedRunner(create_proxy_app(context), lambda ours: _proxy_handler(context, ours, guard), guard)
+        runners = [runner]
+        proxy, admin_site = await _open(stack, runner, "LISTEN_ADDR", settings.listen_addr, settings, for_proxy), None
         if settings.admin_ui_enabled:
-            runner = GuardedRunner(admin.create_app(context), lambda ours: _checked(context, ours, refusals), refusals)
+            limits = Limits(settings.max_request_bytes, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS)
+            admin_guard = Guard(limits, guard.count)
+            runner = GuardedRunner(admin.create_app(context), lambda ours: _checked(context, ours, admin_guard), admin_guard)
             runners.append(runner)
-            await runner.setup()
-            given = passed.get("admin", passed.get("1"))
-            admin_site = await _listen(runner, "ADMIN_UI_LISTEN_ADDR", settings.admin_ui_listen_addr, settings.reuse_port, given)
+            address = settings.admin_ui_listen_addr
+            admin_site = await _open(stack, runner, "ADMIN_UI_LISTEN_ADDR", address, settings, for_admin)
         yield Sites(proxy, admin_site)
-        await _drain(context, runners, delay=0.0 if passed else settings.drain_delay)
-    finally:
-        for runner in reversed(runners):
-            await runner.cleanup()
+        await _drain(context, runners, 0.0 if passed else settings.drain_delay, hurry or asyncio.Event())
 
 
-def _checked(context: Context, ours: Handler, refusals: Refusals) -> Handler:
+def _by_purpose(passed: dict[str, socket.socket]) -> tuple[socket.socket | None, socket.socket | None]:
+    """The sockets of the proxy and of the admin site: by their names, those of other names in their order."""
+    others = iter([found for name, found in passed.items() if name not in ("proxy", "admin")])
+    proxy = passed.get("proxy") or next(others, None)
+    return proxy, passed.get("admin") or next(others, None)
+
+
+def _limits(context: Context) -> Limits:
+    """Connections leave file descriptors for their calls to providers, and for everything else that must go on."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    settings = context.settings
+    connections = max(1, min(2 * settings.max_concurrent_requests, (files - RESERVED_FILES) * 3 // 4))
+    # Behind a proxy of the operator's own, every client has its address.
+    return Limits(settings.max_request_bytes, connections, connections if context.trusted_proxies else max(1, connections // 2))
+
+
+def _checked(context: Context, ours: Handler, guard: Guard) -> Handler:
     """The application's handler, behind the check of every head."""
 
     async def serve(request: web.BaseRequest) -> web.StreamResponse:
         try:
             grammar.check_head(request.method, request.version, request.raw_headers)
             grammar.read_target(request.method, request.raw_path, request.headers.get("Host", ""), context.settings.allowed_hosts)
+            _check_length(request)
         except ApiError as error:
-            refusals.note(error, request.remote or "")
+            guard.note(error, request.remote or "")
             return refusal(error)
         answer: web.StreamResponse = await ours(request)
         return answer
@@ -93,9 +119,15 @@ def _checked(context: Context, ours: Handler, refusals: Refusals) -> Handler:
     return serve
 
 
-def _proxy_handler(context: Context, ours: Handler, refusals: Refusals) -> Handler:
+def _check_length(request: web.BaseRequest) -> None:
+    """Refuse what a route of our own would refuse only after it had come."""
+    if int(request.headers.get("Content-Length", "0")) > request.client_max_size:
+        raise ApiError("request_too_large", f"The body is larger than {request.client_max_size} bytes.")
+
+
+def _proxy_handler(context: Context, ours: Handler, guard: Guard) -> Handler:
     """Our own paths go to the application; every other request is a call, whose target no router must touch."""
-    checked = _checked(context, ours, refusals)
+    checked = _checked(context, ours, guard)
     prefixes = (*OUR_PATHS, context.settings.metrics_path) if context.settings.enable_metrics else OUR_PATHS
 
     async def serve(request: web.BaseRequest) -> object:
@@ -107,63 +139,87 @@ def _proxy_handler(context: Context, ours: Handler, refusals: Refusals) -> Handl
     return serve
 
 
-async def _listen(runner: GuardedRunner, name: str, address: str, reuse_port: bool, passed: socket.socket | None) -> str:
+async def _open(
+    stack: AsyncExitStack, runner: GuardedRunner, name: str, address: str, settings: Settings, passed: socket.socket | None
+) -> str:
+    """Serve a site until the stack unwinds; returns its URL."""
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
     host, _, port = address.rpartition(":")
     site: web.BaseSite
     if passed:
         site = web.SockSite(runner, passed, backlog=BACKLOG)
     else:
-        site = web.TCPSite(runner, host.strip("[]") or None, int(port), backlog=BACKLOG, reuse_port=reuse_port or None)
+        site = web.TCPSite(runner, host.strip("[]") or None, int(port), backlog=BACKLOG, reuse_port=settings.reuse_port or None)
     try:
         await site.start()
     except OSError as error:
-        raise StartError(
-            f"{name}={address}: cannot listen there: {error.strerror or error}. Is another instance running?"
-        ) from error
-    bound = runner.addresses[-1]
+        hint = " Is another instance running?" if error.errno == errno.EADDRINUSE else ""
+        raise StartError(f"{name}={address}: cannot listen there: {error.strerror or error}.{hint}") from error
+    bound = runner.addresses[0]
     return f"http://{host or '127.0.0.1'}:{bound[1]}" if isinstance(bound, tuple) else str(bound)
 
 
-async def _drain(context: Context, runners: list[GuardedRunner], delay: float) -> None:
+async def _drain(context: Context, runners: list[GuardedRunner], delay: float, hurry: asyncio.Event) -> None:
     """Say not ready, keep serving for a while; then take no connection, let calls finish, cut what is left at the deadline."""
     systemd.notify("STOPPING=1")
     context.draining = True
     if delay:
         log.info("draining for %g s: /ready says 503, calls are still served", delay)
-        await asyncio.sleep(delay)
+        await _until(hurry.is_set, delay)
     context.stopping = True
+    servers = [runner.guarded for runner in runners]
     for runner in runners:
+        runner.guarded.stopping = True
         for site in list(runner.sites):
             await site.stop()
-        if runner.server:
-            runner.server.pre_shutdown()
-    deadline = time.monotonic() + context.settings.shutdown_timeout
-    while context.active and time.monotonic() < deadline:
-        await asyncio.sleep(0.02)
-    if context.active:
-        log.warning("%d calls did not finish within SHUTDOWN_TIMEOUT and are cut", context.active)
+
+    def idle() -> bool:
+        return hurry.is_set() or not any(server.busy() for server in servers)
+
+    began = time.monotonic()
+    await _until(idle, context.settings.shutdown_timeout)
+    # A client may be sending the next request on a connection that it was told to keep; the answer tells it otherwise.
+    grace = min(IDLE_SECONDS, context.settings.shutdown_timeout - (time.monotonic() - began))
+    await _until(lambda: hurry.is_set() or not any(server.connections for server in servers), grace)
+    await _until(idle, context.settings.shutdown_timeout - (time.monotonic() - began))
+    if any(server.busy() for server in servers):
+        log.warning("%d calls did not finish in time and are cut", context.active)
         context.running.end_all(ApiError("shutting_down", "This instance of the proxy stops. Try again."))
-        deadline = time.monotonic() + CUT_SECONDS
-        while context.active and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        await _until(lambda: not any(server.busy() for server in servers), CUT_SECONDS)
+
+
+async def _until(condition: Callable[[], bool], seconds: float) -> None:
+    for _ in range(math.ceil(seconds / POLL_SECONDS)):
+        if condition():
+            break
+        await asyncio.sleep(POLL_SECONDS)
+
+
+class _Stop:
+    """What the process has been told by signals."""
+
+    def __init__(self) -> None:
+        self.asked, self.hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal(self) -> None:
+        """The first signal asks for an orderly stop, the second cuts the calls, the third ends the process at once."""
+        if self.hurry.is_set():
+            os._exit(1)
+        (self.hurry if self.asked.is_set() else self.asked).set()
 
 
 @contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM or SIGINT sets; a second signal ends the process at once."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-
-    def on_signal() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
+def _signals(context: Context) -> Iterator[_Stop]:
+    """SIGTERM and SIGINT stop; SIGHUP opens the audit file anew, after it was rotated away (the log file notices by itself)."""
+    loop, stop = asyncio.get_running_loop(), _Stop()
+    handlers = {signal.SIGTERM: stop.on_signal, signal.SIGINT: stop.on_signal, signal.SIGHUP: context.audit.reopen}
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield stop
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in handlers:
             loop.remove_signal_handler(number)
 
 
@@ -173,18 +229,25 @@ async def serve(context: Context, started: "asyncio.Future[Sites] | None" = None
     Args:
         started: given, it is told where the sites are, once they are served.
     """
-    with _stop_signals() as stop:
-        async with open_sites(context) as sites:
+    _raise_file_limit()
+    with _signals(context) as stop:
+        async with open_sites(context, stop.hurry) as sites:
             context.tasks.start("loop lag", _measure_lag(context))
             context.tasks.start("watchdog", _feed_watchdog())
             _announce(context, sites)
             systemd.notify("READY=1")
             if started:
                 started.set_result(sites)
-            with _reopen_on_hangup(context):
-                await stop.wait()
+            await stop.asked.wait()
             log.info("stopping: %d calls in flight", context.active)
     log.info("stopped")
+
+
+def _raise_file_limit() -> None:
+    """Take as many file descriptors as the system grants: the customary 1024 are for programs that use select()."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _announce(context: Context, sites: Sites) -> None:
@@ -200,17 +263,6 @@ def _how_to_reach(address: str, url: str) -> str:
     return f"; from elsewhere: ssh -L {port}:127.0.0.1:{port} THIS-HOST, or set ADMIN_UI_LISTEN_ADDR"
 
 
-@contextmanager
-def _reopen_on_hangup(context: Context) -> Iterator[None]:
-    """SIGHUP: the audit file is opened anew, after it was rotated away; the log file notices by itself."""
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, context.audit.reopen)
-    try:
-        yield
-    finally:
-        loop.remove_signal_handler(signal.SIGHUP)
-
-
 async def _measure_lag(context: Context) -> None:
     while True:
         began = time.perf_counter()
@@ -221,6 +273,5 @@ async def _measure_lag(context: Context) -> None:
 async def _feed_watchdog() -> None:
     every = systemd.watchdog_seconds()
     while every:
-        with contextlib.suppress(OSError):
-            systemd.notify("WATCHDOG=1")
+        systemd.notify("WATCHDOG=1")
         await asyncio.sleep(every)

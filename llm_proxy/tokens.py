@@ -1,13 +1,14 @@
 """Withering tokens: made, recognised, found, revoked."""
 
 import binascii
+import contextlib
 import hashlib
 import re
 import secrets
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from llm_proxy.changes import Change
 from llm_proxy.clock import now_ms
 from llm_proxy.db import Connection, Row
 from llm_proxy.db.sql import Page, assignments, select_page
-from llm_proxy.errors import ApiError, InvalidField, Overtaken
+from llm_proxy.errors import ApiError, DatabaseUnavailable, InvalidField, Overtaken
 from llm_proxy.ids import made_at_ms, new_uuid
 from llm_proxy.secret import Secret
 from llm_proxy.vault import Vault
@@ -132,6 +133,14 @@ class Token:
             return "exhausted"
         return "active"
 
+    def overtaken(self) -> Overtaken | None:
+        """Why a call must end that had begun with this token, if it must."""
+        if not self.project_is_active:
+            return Overtaken("project_inactive", "The project of this token is not active. Ask the operator of this proxy.")
+        if not self.is_active:
+            return Overtaken("token_inactive", "This token was revoked. Ask for a new one.")
+        return None
+
     def check(self, now: int) -> None:
         """Raise unless the token may be used at the time `now` in milliseconds; the quota is not looked at.
 
@@ -139,10 +148,8 @@ class Token:
             Overtaken: `project_inactive` or `token_inactive`.
             ApiError: `token_expired`.
         """
-        if not self.project_is_active:
-            raise Overtaken("project_inactive", "The project of this token is not active. Ask the operator of this proxy.")
-        if not self.is_active:
-            raise Overtaken("token_inactive", "This token was revoked. Ask for a new one.")
+        if error := self.overtaken():
+            raise error
         if self.expires_at is not None and self.expires_at <= now:
             raise ApiError("token_expired", "This token has expired. Ask for a new one.")
 
@@ -153,11 +160,12 @@ _SELECT = (
     "t.deactivated_at, t.last_used_at, p.name AS project_name, p.is_active AS project_is_active"
 )
 _FROM = "FROM tokens t JOIN projects p ON p.id = t.project_id"
+_LIVE = "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now)"
 _STATUS = {
-    "active": "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now) AND (t.max_requests IS NULL OR t.request_count < t.max_requests)",
+    "active": f"{_LIVE} AND (t.max_requests IS NULL OR t.request_count < t.max_requests)",
     "expired": "t.is_active AND t.expires_at <= :now",
     "revoked": "NOT t.is_active",
-    "exhausted": "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now) AND t.request_count >= t.max_requests",
+    "exhausted": f"{_LIVE} AND t.request_count >= t.max_requests",
 }
 STATUSES = tuple(_STATUS)
 
@@ -231,10 +239,10 @@ async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Token |
 
 async def revoke_all(tx: Connection, project_id: str) -> tuple[int, int]:
     """Revoke every token of a project; returns how many were revoked now, and how many it has."""
-    params = {"project_id": project_id, "now": now_ms(), "off": False}
     revoked = await tx.execute(
-        "UPDATE tokens SET is_active = :off, deactivated_at = :now, updated_at = :now WHERE project_id = :project_id AND is_active",
-        params,
+        "UPDATE tokens SET is_active = :off, deactivated_at = :now, updated_at = :now "
+        "WHERE project_id = :project_id AND is_active",
+        {"project_id": project_id, "now": now_ms(), "off": False},
     )
     row = await tx.fetch_one("SELECT COUNT(*) AS n FROM tokens WHERE project_id = :project_id", {"project_id": project_id})
     return revoked, row["n"] if row else 0
@@ -247,12 +255,14 @@ class TokenCache:
 
     Args:
         size: how many tokens are kept, the least recently used go first.
+        clock: seconds that never go back.
     """
 
-    def __init__(self, database: Connection, vault: Vault, size: int) -> None:
+    def __init__(self, database: Connection, vault: Vault, size: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._vault = vault
         self._size = max(1, size)
+        self._clock = clock
         self._known: OrderedDict[bytes, tuple[float, Token]] = OrderedDict()
         self._misses: OrderedDict[bytes, float] = OrderedDict()
         self._keys_of: dict[str, bytes] = {}
@@ -274,7 +284,7 @@ class TokenCache:
         return token
 
     def _cached(self, key: bytes) -> Token | None:
-        now = time.monotonic()
+        now = self._clock()
         entry = self._known.get(key)
         if entry and now < entry[0]:
             self._known.move_to_end(key)
@@ -284,49 +294,53 @@ class TokenCache:
         return None
 
     async def _look_up(self, key: bytes, presented: str) -> Token:
-        generation = self._generation
+        while True:
+            generation = self._generation
+            row = await self._read(presented)
+            # A change that came while the row was read may be newer than the row.
+            if generation == self._generation:
+                break
+        if row is None:
+            self._remember_miss(key)
+            raise unknown_token()
+        token = _from_row(row)
+        self._remember(key, token)
+        return token
+
+    async def _read(self, presented: str) -> Row | None:
         hashes = self._vault.token_hashes(presented)
         names = [f"h{number}" for number in range(len(hashes))]
         row = await self._database.fetch_one(
             f"{_SELECT}, t.secret_hash {_FROM} WHERE t.secret_hash IN ({', '.join(f':{name}' for name in names)})",
             dict(zip(names, hashes, strict=True)),
         )
-        if row is None:
-            self._remember_miss(key, generation)
-            raise unknown_token()
-        if row["secret_hash"] != hashes[0]:
+        if row and row["secret_hash"] != hashes[0]:
             await self._rehash(row, hashes[0])
-        token = _from_row(row)
-        self._remember(key, token, generation)
-        return token
+        return row
 
     async def _rehash(self, row: Row, newest: str) -> None:
-        """A key was added or rotated since the token was stored: store it as new ones are."""
-        await self._database.execute(
-            "UPDATE tokens SET secret_hash = :new WHERE id = :id AND secret_hash = :old",
-            {"new": newest, "id": row["id"], "old": row["secret_hash"]},
-        )
+        """A key was added or rotated since the token was stored: store it as new ones are, now or another time."""
+        with contextlib.suppress(DatabaseUnavailable):
+            await self._database.execute(
+                "UPDATE tokens SET secret_hash = :new WHERE id = :id AND secret_hash = :old",
+                {"new": newest, "id": row["id"], "old": row["secret_hash"]},
+            )
 
-    def _remember(self, key: bytes, token: Token, generation: int) -> None:
-        # A change that came while the row was read may be newer than the row.
-        if generation != self._generation:
-            return
-        self._known[key] = (time.monotonic() + ENTRY_SECONDS, token)
+    def _remember(self, key: bytes, token: Token) -> None:
+        self._known[key] = (self._clock() + ENTRY_SECONDS, token)
         self._known.move_to_end(key)
         self._keys_of[token.id] = key
         if len(self._known) > self._size:
             _, (_, oldest) = self._known.popitem(last=False)
             self._keys_of.pop(oldest.id, None)
 
-    def _remember_miss(self, key: bytes, generation: int) -> None:
-        if generation != self._generation:
-            return
-        self._misses[key] = time.monotonic() + MISS_SECONDS
+    def _remember_miss(self, key: bytes) -> None:
+        self._misses[key] = self._clock() + MISS_SECONDS
         if len(self._misses) > MISSES:
             self._misses.popitem(last=False)
 
     def on_change(self, change: Change) -> None:
-        """Forget what a change made stale; a look-up under way must not put it back."""
+        """Forget what a change made stale; a look-up under way begins anew."""
         if change.kind not in ("token", "project", "everything"):
             return
         self._generation += 1

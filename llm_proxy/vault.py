@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from llm_proxy.errors import LLMProxyError
 from llm_proxy.secret import Secret
 
-PREFIX = "enc:v2:"
+FAMILY = "enc:"
+PREFIX = f"{FAMILY}v2:"
 NONCE_BYTES = 12
 
 
@@ -74,7 +75,7 @@ class Vault:
             Undecipherable: its key is missing, or it was damaged or moved.
         """
         if not stored.startswith(PREFIX):
-            return Secret(stored)
+            return Secret(self._plain(stored))
         key_id, _, text = stored.removeprefix(PREFIX).partition(":")
         key = self._by_id.get(key_id)
         if key is None:
@@ -84,6 +85,12 @@ class Vault:
             return Secret(key.cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], _associated(place, key_id)).decode())
         except (ValueError, InvalidTag):
             raise Undecipherable("it was damaged, or moved here from another row") from None
+
+    def _plain(self, stored: str) -> str:
+        """A value stored without encryption; what is left of a damaged ciphertext must not pass for one, and be sent upstream."""
+        if stored.startswith(FAMILY) or any(f":{key.id}:" in stored for key in self._keys):
+            raise Undecipherable("it was damaged, or another version of this program wrote it")
+        return stored
 
     def is_current(self, stored: str) -> bool:
         """Whether a stored value needs no new encryption."""

@@ -9,6 +9,7 @@ from contextlib import closing
 import psycopg2
 import pytest
 import uvloop
+from stage import secrets
 from stage.house import House, open_house, settings_for
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
@@ -32,6 +33,14 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) ->
     for name in ("HOST", "PORT", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def secrets_stay_secret(tmp_path: pathlib.Path) -> Iterator[None]:
+    """No file that a test leaves holds a provider's key, a token or another secret of its house."""
+    secrets.begin()
+    yield
+    assert not secrets.found_in(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from llm_proxy.projects import Project
 from llm_proxy.secret import Secret
 
 NAME = text(200)
-NEW: dict[str, Field] = {"name": NAME, "api_key": secret, "provider_type": text(100), "api_base": text(2000)}
+OF_KEY = ("provider_type", "api_base")
+NEW: dict[str, Field] = {"name": NAME, "api_key": secret, **{name: provider_acts.FIELDS[name] for name in OF_KEY}}
 CHANGEABLE: dict[str, Field] = {"name": NAME, "is_active": boolean, "api_key": secret, "revoke_tokens": boolean}
 
 
@@ -43,35 +44,35 @@ async def get(context: Context, id: str) -> Project:
 
 async def create(context: Context, who: Who, given: Mapping[str, object]) -> Project:
     """Make a project, with its first provider when an API key is given."""
-    fields, id = read(NEW, given, required=("name",)), new_id()
-    for name in ("provider_type", "api_base"):
-        if name in fields and "api_key" not in fields:
-            raise InvalidField(name, "this says where api_key belongs; give api_key too.")
-    async with acting(context, who, "project.create", project_id=id) as act:
-        made = await _insert(act, id, fields["name"])
-        if "api_key" in fields:
-            provider = {name: value for name, value in fields.items() if name != "name"}
-            await provider_acts.add(context, act, id, {"id": new_id(), **provider})
+    async with acting(context, who, "project.create") as act:
+        fields = read(NEW, given, required=("name",))
+        for name in OF_KEY:
+            if name in fields and "api_key" not in fields:
+                raise InvalidField(name, "this says where api_key belongs; give api_key too.")
+        made = await _insert(act, fields.pop("name"))
+        act.project_id = made.id
+        if fields:
+            await provider_acts.add(context, act, fields)
         act.details["project"] = shown(made)
         return made
 
 
-async def _insert(act: Act, id: str, name: str) -> Project:
+async def _insert(act: Act, name: str) -> Project:
     try:
-        return await projects.insert(act.tx, id, name, {})
+        return await projects.insert(act.tx, new_id(), name, {})
     except Conflict as error:
         raise AlreadyExists(f"There is already a project named {name!r}.", "name") from error
 
 
 async def update(context: Context, who: Who, id: str, given: Mapping[str, object]) -> Project:
     """Change the named fields of a project; a new API key replaces that of its only provider."""
-    before = await get(context, id)
-    fields = read_changes(CHANGEABLE, given, shown(before))
-    key, revoke = fields.pop("api_key", None), fields.pop("revoke_tokens", False)
-    async with acting(context, who, "project.update", project_id=id) as act:
+    async with acting(context, who, "project.update") as act:
+        before = await act.project(id)
+        fields = read_changes(CHANGEABLE, given, shown(before))
+        key, revoke = fields.pop("api_key", None), fields.pop("revoke_tokens", False)
         after = await _write(act, before, fields)
         if key:
-            await _replace_key(context, act, id, key)
+            await _replace_key(context, act, before.id, key)
         if revoke:
             act.details["revoked_count"], _ = await tokens.revoke_all(act.tx, id)
         act.changed("project", id)
@@ -103,23 +104,24 @@ async def _replace_key(context: Context, act: Act, id: str, key: Secret) -> None
     if own:
         await provider_acts.change(context, act, own[0], {}, key)
     else:
-        await provider_acts.add(context, act, id, {"id": new_id(), "api_key": key})
+        await provider_acts.add(context, act, {"api_key": key})
 
 
 async def deactivate(context: Context, who: Who, id: str) -> None:
     """Stop a project: nothing is served for it any more, and its tokens are revoked for good; the data stays."""
-    async with acting(context, who, "project.delete", project_id=id) as act:
-        if await projects.update(act.tx, id, {"is_active": False}) is None:
-            raise NotFound("project", id)
+    async with acting(context, who, "project.delete") as act:
+        before = await act.project(id)
+        if before.is_active:
+            await _write(act, before, {"is_active": False})
         act.details["revoked_count"], _ = await tokens.revoke_all(act.tx, id)
         act.changed("project", id)
 
 
-async def revoke_tokens(context: Context, who: Who, id: str) -> dict[str, int]:
-    """Revoke every token of a project."""
-    async with acting(context, who, "project.revoke_tokens", project_id=id) as act:
-        if await projects.get(act.tx, id) is None:
-            raise NotFound("project", id)
+async def revoke_tokens(context: Context, who: Who, id: str, given: Mapping[str, object]) -> dict[str, int]:
+    """Revoke every token of a project; `given` has to be empty."""
+    async with acting(context, who, "project.revoke_tokens") as act:
+        await act.project(id)
+        read({}, given)
         revoked, total = await tokens.revoke_all(act.tx, id)
         act.details["revoked_count"] = revoked
         act.changed("project", id)

@@ -5,7 +5,7 @@ from typing import Any
 
 from llm_proxy import projects, providers
 from llm_proxy.acts import Act, acting
-from llm_proxy.acts.fields import Field, boolean, mapping, optional, read, read_changes, secret, text, whole
+from llm_proxy.acts.fields import Field, boolean, identifier, mapping, optional, read, read_changes, secret, text, whole
 from llm_proxy.audit import Who
 from llm_proxy.clock import to_rfc3339
 from llm_proxy.context import Context
@@ -48,8 +48,9 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
 
 
 async def of_project(context: Context, project_id: str) -> list[Provider]:
-    """All providers of a project."""
-    await _project(context.database, project_id)
+    """All providers of a project, by id."""
+    if await projects.get(context.database, project_id) is None:
+        raise NotFound("project", project_id)
     return await providers.of_project(context.database, context.vault, project_id)
 
 
@@ -58,21 +59,26 @@ async def get(context: Context, project_id: str, id: str) -> Provider:
     return await _existing(context, context.database, project_id, id)
 
 
+async def _existing(context: Context, connection: Connection, project_id: str, id: str) -> Provider:
+    found = await providers.get(connection, context.vault, project_id, id)
+    if found is None:
+        raise NotFound("provider", id)
+    return found
+
+
 async def create(context: Context, who: Who, project_id: str, given: Mapping[str, object]) -> Provider:
     """Add a provider to a project."""
-    id = new_id()
-    fields = read({**FIELDS, "id": text(100)}, given, required=("api_key",))
-    async with acting(context, who, "provider.create", project_id=project_id) as act:
-        await _project(act.tx, project_id)
-        return await add(context, act, project_id, {"id": id, **fields})
+    async with acting(context, who, "provider.create") as act:
+        await act.project(project_id)
+        return await add(context, act, read({**FIELDS, "id": identifier}, given, required=("api_key",)))
 
 
-async def add(context: Context, act: Act, project_id: str, fields: dict[str, Any]) -> Provider:
-    """Add a provider inside an act; `fields` are read already and hold id and api_key."""
+async def add(context: Context, act: Act, fields: Mapping[str, Any]) -> Provider:
+    """Add a provider to the project of an act; `fields` are read already, and hold api_key."""
     kind = fields.get("provider_type") or context.profiles.default_api
     columns = {
-        "id": fields["id"],
-        "project_id": project_id,
+        "id": fields.get("id") or new_id(),
+        "project_id": act.project_id,
         "name": fields.get("name") or kind,
         "provider_type": kind,
         "api_base": _base(context, kind, fields.get("api_base")),
@@ -83,9 +89,9 @@ async def add(context: Context, act: Act, project_id: str, fields: dict[str, Any
     try:
         made = await providers.insert(act.tx, context.vault, columns, fields["api_key"])
     except Conflict as error:
-        raise AlreadyExists(f"There is already a provider with the id {fields['id']!r}.", "id") from error
+        raise AlreadyExists(f"There is already a provider with the id {columns['id']!r}.", "id") from error
     act.details["provider"] = shown(context, made)
-    act.changed("provider", made.id, project_id=project_id)
+    act.changed("provider", made.id, project_id=made.project_id)
     return made
 
 
@@ -101,45 +107,40 @@ def _base(context: Context, kind: str, base: str | None) -> str:
 
 async def update(context: Context, who: Who, project_id: str, id: str, given: Mapping[str, object]) -> Provider:
     """Change the named fields of a provider."""
-    before = await _existing(context, context.database, project_id, id)
-    stored = shown(context, before)
-    # The masked key was shown, and sending it back must not replace the key by its mask.
-    fields = read_changes(FIELDS, given, {name: value for name, value in stored.items() if name != "api_key"})
-    key = fields.pop("api_key", None)
-    if "provider_type" in fields or "api_base" in fields:
-        kind = fields.get("provider_type", before.provider_type)
-        fields["api_base"] = _base(context, kind, fields.get("api_base", before.api_base))
-    async with acting(context, who, "provider.update", project_id=project_id) as act:
+    async with acting(context, who, "provider.update") as act:
+        await act.project(project_id)
+        before = await _existing(context, act.tx, project_id, id)
+        # The masked key was shown, and sending it back must not replace the key by its mask.
+        stored = {name: value for name, value in shown(context, before).items() if name != "api_key"}
+        fields = read_changes(FIELDS, given, stored)
+        key = fields.pop("api_key", None)
+        if "provider_type" in fields or "api_base" in fields:
+            kind = fields.get("provider_type", before.provider_type)
+            fields["api_base"] = _base(context, kind, fields.get("api_base", before.api_base))
         return await change(context, act, before, fields, key)
 
 
 async def change(context: Context, act: Act, before: Provider, columns: dict[str, Any], key: Secret | None) -> Provider:
     """Change a provider inside an act."""
+    act.details["provider_id"] = before.id
+    if not columns and not key:
+        return before
     after = await providers.update(act.tx, context.vault, before.id, columns, key)
     if after is None:
         raise NotFound("provider", before.id)
     act.before_and_after(shown(context, before), shown(context, after))
-    act.details["provider_id"] = before.id
+    if key:
+        # Two keys may look alike when they are masked.
+        act.details["replaced"] = "api_key"
     act.changed("provider", before.id, project_id=before.project_id)
     return after
 
 
 async def delete(context: Context, who: Who, project_id: str, id: str) -> None:
     """Remove a provider; calls under way with its key go on."""
-    async with acting(context, who, "provider.delete", project_id=project_id) as act:
+    async with acting(context, who, "provider.delete") as act:
+        await act.project(project_id)
         before = await _existing(context, act.tx, project_id, id)
         await providers.delete(act.tx, id)
         act.details["provider"] = shown(context, before)
         act.changed("provider", id, project_id=project_id)
-
-
-async def _project(connection: Connection, id: str) -> None:
-    if await projects.get(connection, id) is None:
-        raise NotFound("project", id)
-
-
-async def _existing(context: Context, connection: Connection, project_id: str, id: str) -> Provider:
-    found = await providers.get(connection, context.vault, project_id, id)
-    if found is None:
-        raise NotFound("provider", id)
-    return found

@@ -1,10 +1,11 @@
 """Acts on tokens."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from llm_proxy import projects, tokens
-from llm_proxy.acts import acting
+from llm_proxy import tokens
+from llm_proxy.acts import Act, acting
 from llm_proxy.acts.fields import Field, boolean, mapping, models, optional, read, read_changes, text, whole
 from llm_proxy.audit import Who
 from llm_proxy.clock import DAY_MS, MINUTE_MS, from_rfc3339, now_ms, to_rfc3339
@@ -13,7 +14,8 @@ from llm_proxy.errors import InvalidField, NotFound
 from llm_proxy.secret import Secret
 from llm_proxy.tokens import Token
 
-DEFAULT_MS = DAY_MS
+LONGEST_MINUTES = 365 * 24 * 60
+# A year with a leap day in it is a year too.
 LONGEST_MS = 366 * DAY_MS
 
 
@@ -44,12 +46,13 @@ CHANGEABLE: dict[str, Field] = {
 NEW: dict[str, Field] = {
     **{name: field for name, field in CHANGEABLE.items() if name != "is_active"},
     "project_id": text(100),
-    "duration_minutes": whole(1, LONGEST_MS // MINUTE_MS),
+    "duration_minutes": whole(1, LONGEST_MINUTES),
 }
 
 
 def shown(context: Context, token: Token) -> dict[str, Any]:
     """A token as the API shows it; what this process holds of its count without having used it is left out."""
+    token = replace(token, request_count=max(0, token.request_count - context.quota.unused(token.id)))
     return {
         "object": "token",
         "id": token.id,
@@ -62,7 +65,7 @@ def shown(context: Context, token: Token) -> dict[str, Any]:
         "allowed_models": list(token.allowed_models),
         "metadata": token.metadata,
         "max_requests": token.max_requests,
-        "request_count": max(0, token.request_count - context.quota.unused(token.id)),
+        "request_count": token.request_count,
         "cache_hit_count": token.cache_hit_count,
         "expires_at": to_rfc3339(token.expires_at),
         "created_at": to_rfc3339(token.created_at),
@@ -82,30 +85,31 @@ async def get(context: Context, id: str) -> Token:
 
 async def create(context: Context, who: Who, given: Mapping[str, object]) -> tuple[Token, Secret]:
     """Make a token; the secret is returned this one time, and kept by nobody."""
-    fields = read(NEW, given, required=("project_id",))
-    if "duration_minutes" in fields and "expires_at" in fields:
-        raise InvalidField("duration_minutes", "give either this or expires_at, not both.")
-    duration = fields.pop("duration_minutes", None)
-    fields.setdefault("expires_at", now_ms() + (duration * MINUTE_MS if duration else DEFAULT_MS))
-    fields.setdefault("name", "")
-    id, secret = tokens.new_token()
-    async with acting(context, who, "token.create", project_id=fields["project_id"], token_id=id) as act:
-        project = await projects.get(act.tx, fields["project_id"])
-        if project is None:
-            raise NotFound("project", fields["project_id"])
+    async with acting(context, who, "token.create") as act:
+        columns = _columns(read(NEW, given, required=("project_id",)))
+        project = await act.project(columns["project_id"])
         if not project.is_active:
             raise InvalidField("project_id", "this project is not active; activate it first.")
-        made = await tokens.insert(act.tx, context.vault, fields, id, secret)
+        act.token_id, secret = tokens.new_token()
+        made = await tokens.insert(act.tx, context.vault, columns, act.token_id, secret)
         act.details["token"] = shown(context, made)
     return made, secret
 
 
+def _columns(fields: dict[str, Any]) -> dict[str, Any]:
+    """What to store for the fields of a new token: it withers after a day unless something else is said."""
+    duration = fields.pop("duration_minutes", None)
+    if duration and "expires_at" in fields:
+        raise InvalidField("duration_minutes", "give either this or expires_at, not both.")
+    return {"name": "", "expires_at": now_ms() + (duration * MINUTE_MS if duration else DAY_MS), **fields}
+
+
 async def update(context: Context, who: Who, id: str, given: Mapping[str, object]) -> Token:
     """Change the named fields of a token."""
-    before = await get(context, id)
-    stored = shown(context, before)
-    fields = read_changes(CHANGEABLE, given, stored)
-    async with acting(context, who, "token.update", project_id=before.project_id, token_id=id) as act:
+    async with acting(context, who, "token.update") as act:
+        before = await _found(act, id)
+        stored = shown(context, before)
+        fields = read_changes(CHANGEABLE, given, stored)
         after = await tokens.update(act.tx, id, fields) if fields else before
         if after is None:
             raise NotFound("token", id)
@@ -116,8 +120,17 @@ async def update(context: Context, who: Who, id: str, given: Mapping[str, object
 
 async def revoke(context: Context, who: Who, id: str) -> None:
     """Revoke a token; once more does no harm."""
-    before = await get(context, id)
-    async with acting(context, who, "token.revoke", project_id=before.project_id, token_id=id) as act:
+    async with acting(context, who, "token.revoke") as act:
+        before = await _found(act, id)
         if before.is_active:
             await tokens.update(act.tx, id, {"is_active": False})
         act.changed("token", id)
+
+
+async def _found(act: Act, id: str) -> Token:
+    """The token that an act concerns."""
+    token = await tokens.get(act.tx, id)
+    if token is None:
+        raise NotFound("token", id)
+    act.token_id, act.project_id = token.id, token.project_id
+    return token

@@ -1,13 +1,13 @@
 """The command `llm-proxy`."""
 
 import importlib
-import sys
 from typing import Any
 
 import click
 
 from llm_proxy import __version__
-from llm_proxy.errors import ApiError, SettingsError, StartError
+from llm_proxy.errors import LLMProxyError, SettingsError
+from llm_proxy.secret import redact
 
 # Name, module, first line of help. A module is imported when its command is run, so that `--help` answers at once.
 COMMANDS = {
@@ -18,12 +18,15 @@ COMMANDS = {
     "manage": ("llm_proxy.cli.manage", "Manage projects and tokens, read the audit log."),
     "chat": ("llm_proxy.cli.chat", "Chat in the terminal, through the proxy."),
     "config": ("llm_proxy.cli.config", "Show the effective settings, secrets masked."),
-    "check": ("llm_proxy.cli.check", "Check settings, profiles, database and providers without serving."),
-    "fake-provider": (
-        "llm_proxy.cli.fake_provider",
-        "Serve an OpenAI- and Anthropic-speaking provider, with faults, for trying.",
-    ),
+    "check": ("llm_proxy.cli.check", "Check settings, profiles, database and providers."),
+    "fake-provider": ("llm_proxy.cli.fake_provider", "Serve a pretended provider, with faults, for trying."),
 }
+
+
+class WrongSettings(click.ClickException):
+    """Like wrong usage, but there is no use in showing how the command is used."""
+
+    exit_code = 2
 
 
 class Commands(click.Group):
@@ -45,8 +48,16 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, help) for name, (_, help) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what this program raises on purpose becomes one line of text, with exit code 1 or 2."""
+        try:
+            return super().invoke(ctx)
+        except LLMProxyError as error:
+            failure = WrongSettings if isinstance(error, SettingsError) else click.ClickException
+            raise failure(redact(str(error))) from error
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="llm-proxy")
 def command() -> None:
     """A self-hosted proxy that hides LLM provider keys behind withering tokens.
@@ -58,17 +69,6 @@ def command() -> None:
     """
 
 
-def main() -> Any:
-    """Run the command; exit 0 when done, 1 when it failed, 2 for wrong usage or settings."""
-    try:
-        command.main(prog_name="llm-proxy")
-    except SettingsError as error:
-        _give_up(error, 2)
-    except (StartError, ApiError) as error:
-        _give_up(error, 1)
-
-
-def _give_up(error: Exception, code: int) -> None:
-    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(str(error), err=True)
-    sys.exit(code)
+def main() -> None:
+    """Run the command and exit: 0 when done, 1 when it failed, 2 for wrong usage or settings."""
+    command.main(prog_name="llm-proxy")

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import dataclasses
-import getpass
+import os
 import pathlib
+import pwd
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -12,18 +13,22 @@ from typing import Any, TypeVar
 
 import aiohttp
 import click
+import orjson
 from aiohttp import web
 
 from llm_proxy.cli import options
 from llm_proxy.errors import SettingsError, StartError
+from llm_proxy.operators import Operators
 from llm_proxy.settings import Settings
 
 T = TypeVar("T")
-Call = Callable[..., Awaitable[Any]]
+
+PAGE = 200
+SECONDS = 30
 
 
 class ApiFailure(StartError):
-    """The API refused a request."""
+    """The API refused a request, or did not answer."""
 
 
 class Api:
@@ -33,9 +38,7 @@ class Api:
         self._session = session
         self._base = base
 
-    async def call(
-        self, method: str, path: str, *, json: Mapping[str, object] | None = None, params: Mapping[str, str] | None = None
-    ) -> Any:
+    async def call(self, method: str, path: str, *, json: object = None, params: Mapping[str, str] | None = None) -> Any:
         """One request; returns the decoded answer, None for 204.
 
         Raises:
@@ -43,16 +46,22 @@ class Api:
         """
         try:
             async with self._session.request(method, self._base + path, json=json, params=params) as reply:
-                if reply.status == 204:
-                    return None
-                answer = await reply.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                raw = await reply.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiFailure(
-                f"No answer from the server at {self._base}: {error}. "
+                f"No answer from the server at {self._base}: {reason_of(error)}. "
                 "Is it running? --api-url says where it is, --local works without it."
             ) from error
-        if reply.status >= 400:
-            raise ApiFailure(f"{answer['error']['message']} ({answer['error']['code']})")
+        if reply.status == 204:
+            return None
+        try:
+            answer = orjson.loads(raw)
+            if reply.status >= 400:
+                raise ApiFailure(f"{answer['error']['message']} ({answer['error']['code']})")
+        except (ValueError, LookupError, TypeError) as error:
+            raise ApiFailure(
+                f"What answers at {self._base}, with status {reply.status}, is no LLM Proxy. --api-url says where it is."
+            ) from error
         return answer
 
     async def everything(self, path: str, params: Mapping[str, str], most: int) -> list[dict[str, Any]]:
@@ -60,7 +69,7 @@ class Api:
         found: list[dict[str, Any]] = []
         after: dict[str, str] = {}
         while len(found) < most:
-            page = await self.call("GET", path, params={**params, "limit": str(min(200, most - len(found))), **after})
+            page = await self.call("GET", path, params={**params, "limit": str(min(PAGE, most - len(found))), **after})
             found += page["data"]
             if not page["has_more"]:
                 break
@@ -68,12 +77,24 @@ class Api:
         return found
 
 
-class LocalOperator:
+def reason_of(error: Exception) -> str:
+    """Why there was no answer, in few words."""
+    error = getattr(error, "os_error", error)
+    if isinstance(error, TimeoutError):
+        return "it takes too long"
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number and number > 0 else str(error) or type(error).__name__
+
+
+class LocalOperator(Operators):
     """Whoever may read the settings and the database is the operator."""
 
     def recognise(self, authorization: str, address: str) -> str:
-        """The name of the system's user, for the audit log."""
-        return f"cli:{getpass.getuser()}"
+        """The name of the system's user, for the audit log; the environment cannot change it."""
+        try:
+            return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+        except KeyError:
+            return f"cli:{os.getuid()}"
 
 
 @asynccontextmanager
@@ -82,10 +103,12 @@ async def local_api(settings: Settings) -> AsyncIterator[Api]:
     from llm_proxy.context import open_context
     from llm_proxy.server import create_proxy_app
 
+    if settings.require_encryption_key and not settings.encryption_key:
+        raise SettingsError("REQUIRE_ENCRYPTION_KEY is true, and ENCRYPTION_KEY is not set: keys would be stored plain.")
     settings = dataclasses.replace(settings, log_level="error", warnings=())
     async with contextlib.AsyncExitStack() as stack:
         context = await stack.enter_async_context(open_context(settings))
-        context.operators = LocalOperator()  # type: ignore[assignment]
+        context.operators = LocalOperator(())
         runner = web.AppRunner(create_proxy_app(context), access_log=None)
         stack.push_async_callback(runner.cleanup)
         await runner.setup()
@@ -101,24 +124,40 @@ async def remote_api(settings: Settings, url: str | None) -> AsyncIterator[Api]:
     if not settings.management_token:
         raise SettingsError("MANAGEMENT_TOKEN is not set, and the server asks for it. With --local none is needed.")
     headers = {"Authorization": f"Bearer {settings.management_token[0].reveal()}"}
-    base = (url or _own_address(settings)).rstrip("/")
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=30)) as session:
-        yield Api(session, base)
+    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=SECONDS)) as session:
+        yield Api(session, (url or own_address(settings)).rstrip("/"))
 
 
-def _own_address(settings: Settings) -> str:
+def own_address(settings: Settings) -> str:
+    """Where a server with these settings is reached from the same machine."""
     host, _, port = settings.listen_addr.rpartition(":")
     return f"http://{host if host not in ('', '0.0.0.0', '[::]') else '127.0.0.1'}:{port}"
 
 
 def run(work: Callable[[Api], Awaitable[T]]) -> T:
     """Run work against the API that the options of the `manage` command chose."""
-    chosen = click.get_current_context().find_object(dict) or {}
+    said = options.said()
+    if "DATABASE_PATH" in said and "local" not in said:
+        raise click.UsageError("--db is for --local; a running server knows its own database.")
+    if "api_url" in said and "local" in said:
+        raise click.UsageError("--api-url names a running server, --local works without one. Give one of them.")
 
     async def main() -> T:
-        settings = options.settings_from(chosen.get("env"), db=chosen.get("db"))
-        opening = local_api(settings) if chosen.get("local") else remote_api(settings, chosen.get("api_url"))
-        async with opening as api:
+        settings = options.settings()
+        async with local_api(settings) if "local" in said else remote_api(settings, said.get("api_url")) as api:
             return await work(api)
 
     return asyncio.run(main())
+
+
+def call(method: str, path: str, json: object = None) -> Any:
+    """One request to the API that the options chose."""
+    return run(lambda api: api.call(method, path, json=json))
+
+
+def listed(path: str, params: Mapping[str, str], most: int) -> list[dict[str, Any]]:
+    """The first `most` entries of a list; says so when there are more."""
+    found = run(lambda api: api.everything(path, params, most + 1))
+    if len(found) > most:
+        click.echo(f"There are more than these {most}; --limit shows more.", err=True)
+    return found[:most]

@@ -1,87 +1,108 @@
 """`llm-proxy chat`: a chat in the terminal, through the proxy."""
 
 import asyncio
-import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
 import click
 import orjson
+from click.core import ParameterSource
 
-from llm_proxy.cli.quickstart import demo_token
+from llm_proxy.cli import options
+from llm_proxy.cli.api import own_address, reason_of
+from llm_proxy.cli.output import printable
+from llm_proxy.cli.quickstart import kept_token
 from llm_proxy.errors import StartError
+from llm_proxy.tokens import PREFIX
+
+Messages = list[dict[str, str]]
+
+
+def _never_a_providers_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """What OPENAI_API_KEY holds is most often OpenAI's own key, and none of the proxy's business."""
+    from_environment = ctx.get_parameter_source("token") is ParameterSource.ENVIRONMENT
+    return None if value and from_environment and not value.startswith(PREFIX) else value
 
 
 @click.command()
-@click.option("--url", default="http://127.0.0.1:8080", show_default=True, help="The proxy.")
-@click.option("--token", envvar="OPENAI_API_KEY", help="A token of the proxy.  [default: OPENAI_API_KEY, else the quickstart's]")
+@click.option("--url", metavar="URL", help="The proxy.  [default: LISTEN_ADDR of the settings]")
+@click.option(
+    "--token",
+    envvar="OPENAI_API_KEY",
+    callback=_never_a_providers_key,
+    help="A token of the proxy.  [default: OPENAI_API_KEY where it is one, else the quickstart's]",
+)
 @click.option("--model", default="gpt-4o-mini", show_default=True, help="The model to ask.")
-@click.option("--system", help="Instructions for the model.")
+@click.option("--system", metavar="TEXT", help="Instructions for the model.")
+@options.env_file
 @click.argument("question", nargs=-1)
-def command(url: str, token: str | None, model: str, system: str | None, question: tuple[str, ...]) -> None:
+def command(url: str | None, token: str | None, model: str, system: str | None, question: tuple[str, ...]) -> None:
     """Chat through the proxy, streaming. With a question, answer it and end; without, ask until an empty line.
 
     \b
-    llm-proxy chat
-    llm-proxy chat --model gpt-4o "What is a withering token?"
+    Examples:
+      llm-proxy chat
+      llm-proxy chat --model gpt-4o "What is a withering token?"
     """
-    token = token or demo_token()
+    token = token or kept_token()
     if not token:
         raise click.UsageError("Give a token of the proxy with --token. `llm-proxy manage token create` makes one.")
-    messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_chat(url.rstrip("/"), token, model, messages, " ".join(question)))
+    url = (url or own_address(options.settings())).rstrip("/")
+    messages: Messages = [{"role": "system", "content": system}] if system else []
+    for asked in [" ".join(question)] if question else iter(_asked, ""):
+        messages.append({"role": "user", "content": asked})
+        answer = asyncio.run(_answer(url, token, {"model": model, "messages": messages, "stream": True}))
+        messages.append({"role": "assistant", "content": answer})
 
 
-async def _chat(url: str, token: str, model: str, messages: list[dict[str, str]], question: str) -> None:
-    headers = {"Authorization": f"Bearer {token}"}
-    async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10)) as session:
-        once = bool(question)
-        while question := question or await _asked():
-            messages.append({"role": "user", "content": question})
-            answer = ""
-            async for piece in _answer(session, url, {"model": model, "messages": messages, "stream": True}):
-                answer += piece
-                click.echo(piece, nl=False)
-            click.echo()
-            messages.append({"role": "assistant", "content": answer})
-            if once:
-                return
-            question = ""
-
-
-async def _asked() -> str:
+def _asked() -> str:
+    """The next line, empty at the end."""
     if sys.stdin.isatty():
-        click.secho("> ", fg="cyan", nl=False)
-    return (await asyncio.to_thread(sys.stdin.readline)).strip()
-
-
-async def _answer(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> AsyncIterator[str]:
+        import readline  # noqa: F401  (makes the arrow keys work)
     try:
-        async with session.post(f"{url}/v1/chat/completions", json=body) as reply:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
+
+
+async def _answer(url: str, token: str, body: Mapping[str, Any]) -> str:
+    """Print the answer as it comes; returns the whole of it."""
+    answer = ""
+    headers, timeout = {"Authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=None, sock_connect=10)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+        try:
+            reply = await session.post(f"{url}/v1/chat/completions", json=body)
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise StartError(f"No answer from the proxy at {url}: {reason_of(error)}. --url says where it is.") from error
+        try:
             if reply.status != 200:
-                raise StartError(_problem(reply.status, await reply.read()))
+                raise StartError(_problem(await reply.read()) or f"{url} answered with status {reply.status}.")
             async for line in reply.content:
-                yield _piece(line)
-    except aiohttp.ClientError as error:
-        raise StartError(f"The answer broke off, or the proxy at {url} did not answer: {error}") from error
+                piece = _piece(line)
+                answer += piece
+                click.echo("\n".join(map(printable, piece.split("\n"))), nl=False)
+        except (aiohttp.ClientError, ValueError) as error:
+            click.echo()
+            raise StartError(f"The answer broke off: {reason_of(error)}") from error
+    click.echo()
+    return answer
 
 
 def _piece(line: bytes) -> str:
     """The text in a line of the stream."""
-    data = line.removeprefix(b"data: ").strip()
-    if not line.startswith(b"data: ") or data == b"[DONE]":
+    data = line.removeprefix(b"data:").strip()
+    if not line.startswith(b"data:") or data == b"[DONE]":
         return ""
-    event = orjson.loads(data)
-    if "error" in event:
-        raise StartError(event["error"]["message"])
-    return "".join(str(choice.get("delta", {}).get("content") or "") for choice in event.get("choices", []))
+    if problem := _problem(data):
+        raise ValueError(problem)
+    return "".join(str(choice.get("delta", {}).get("content") or "") for choice in orjson.loads(data).get("choices", []))
 
 
-def _problem(status: int, body: bytes) -> str:
+def _problem(body: bytes) -> str:
+    """The message of an error, empty when this is none."""
     try:
         return str(orjson.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"The proxy answered {status}."
+    except (ValueError, LookupError, TypeError):
+        return ""

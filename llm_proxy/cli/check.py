@@ -1,8 +1,12 @@
 """`llm-proxy check`: everything a start needs, without serving."""
 
 import asyncio
-import re
-from collections.abc import AsyncIterator
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
 
 import click
 
@@ -11,12 +15,13 @@ from llm_proxy.context import Context, open_context, read_profiles
 from llm_proxy.db import Database, migrate
 from llm_proxy.errors import ApiError, StartError
 from llm_proxy.providers import Provider, every
-from llm_proxy.providers.profiles import Profile
+from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.settings import Settings, check_serving
 from llm_proxy.upstream import Request
 
 OLDEST_POSTGRES = 13
 MOST_PROVIDERS = 100
+PROVIDER_SECONDS = 15.0
 
 
 @click.command()
@@ -24,18 +29,25 @@ MOST_PROVIDERS = 100
 @options.profiles
 @options.env_file
 @click.option("--offline", is_flag=True, help="Do not call the providers.")
-def command(db: str | None, config: str | None, env: str | None, offline: bool) -> None:
-    """Check settings, profiles, database and providers, without serving; exit 1 when something is wrong."""
-    settings = options.settings_from(env, db=db, config=config)
+def command(offline: bool) -> None:
+    """Check settings, profiles, database and providers, without serving. Nothing is changed; exit 1 when something is wrong.
+
+    \b
+    Examples:
+      llm-proxy check
+      llm-proxy check --offline --config new_providers.yaml
+    """
+    settings = options.settings()
     check_serving(settings)
-    good = True
     for warning in settings.warnings:
         _say("warning", warning)
     _say("ok", f"settings: {len(settings.sources)} set, the rest by default")
     _say("ok", f"profiles: {', '.join(read_profiles(settings).apis)}")
-    migrate.missing(settings)
-    good = asyncio.run(_check(settings, offline))
-    raise SystemExit(0 if good else 1)
+    todo = _to_do(settings)
+    with _stand_in(settings) if todo else contextlib.nullcontext(settings) as openable:
+        bad = asyncio.run(_check(openable, todo, offline))
+    if bad:
+        raise StartError(f"{bad} of the providers cannot be used.")
 
 
 def _say(state: str, text: str) -> None:
@@ -44,54 +56,93 @@ def _say(state: str, text: str) -> None:
     click.echo(text)
 
 
-async def _check(settings: Settings, offline: bool) -> bool:
-    good = True
-    async with open_context(settings) as context:
-        _say("ok", f"database: {await _database_version(settings, context.database)}, schema {migrate.applied(settings)[-1]}")
-        async for provider, problem in _providers(context, offline):
-            good = good and not problem
-            _say("wrong" if problem else "ok", f"provider {provider.name} ({provider.id}){f': {problem}' if problem else ''}")
-    return good
+def _to_do(settings: Settings) -> str:
+    """What the next start is going to do to the database, empty when nothing.
 
-
-async def _database_version(settings: Settings, database: Database) -> str:
+    Raises:
+        StartError: it could not.
+    """
     if settings.db_driver == "sqlite":
-        row = await database.fetch_one(
-            "SELECT sqlite_version() AS version, (SELECT integrity_check FROM pragma_integrity_check(1)) AS state"
-        )
+        path = pathlib.Path(settings.database_path).absolute()
+        if not path.exists():
+            folder = next(folder for folder in path.parents if folder.exists())
+            if not folder.is_dir() or not os.access(folder, os.W_OK):
+                raise StartError(f"DATABASE_PATH={settings.database_path}: nothing can be written to {folder}.")
+            return f"{settings.database_path} is not there yet; the first start makes it"
+    missing = migrate.missing(settings)
+    return f"the next start applies {', '.join(missing)}" if missing else ""
+
+
+@contextlib.contextmanager
+def _stand_in(settings: Settings) -> Iterator[Settings]:
+    """The same settings on a throw-away database, where opening the real one would change it."""
+    with tempfile.TemporaryDirectory(prefix="llm-proxy") as folder:
+        yield dataclasses.replace(settings, db_driver="sqlite", database_path=f"{folder}/check.db")
+
+
+async def _check(settings: Settings, todo: str, offline: bool) -> int:
+    """Check what only an opened context can tell; returns how many providers cannot be used."""
+    async with open_context(dataclasses.replace(settings, log_level="error", warnings=())) as context:
+        _say("ok", f"database: {todo or await _state(settings, context.database)}")
+        found = await every(context.database, context.vault, MOST_PROVIDERS + 1)
+        if len(found) > MOST_PROVIDERS:
+            _say("warning", f"there are more than {MOST_PROVIDERS} providers; the first {MOST_PROVIDERS} are looked at")
+        enabled = [provider for provider in found[:MOST_PROVIDERS] if provider.is_enabled]
+        problems = await asyncio.gather(*(_problem(context, provider, offline) for provider in enabled))
+    for provider, problem in zip(enabled, problems, strict=True):
+        _say("wrong" if problem else "ok", f"provider {provider.name} ({provider.id}){problem and f': {problem}'}")
+    return sum(map(bool, problems))
+
+
+async def _state(settings: Settings, database: Database) -> str:
+    """What the database is.
+
+    Raises:
+        StartError: it is damaged or too old.
+    """
+    schema = f"schema {migrate.known()[-1]}"
+    if settings.db_driver == "sqlite":
+        sql = "SELECT sqlite_version() AS version, integrity_check AS state FROM pragma_integrity_check(1)"
+        row = await database.fetch_one(sql)
         assert row is not None
         if row["state"] != "ok":
             raise StartError(f"The SQLite file {settings.database_path} is damaged: {row['state']}. Restore a backup.")
-        return f"SQLite {row['version']}"
-    row = await database.fetch_one("SELECT version() AS version")
-    found = re.search(r"PostgreSQL (\d+)[\d.]*", str(row and row["version"]))
-    if not found or int(found[1]) < OLDEST_POSTGRES:
-        raise StartError(f"PostgreSQL {OLDEST_POSTGRES} or newer is needed; this is {found[0] if found else 'something else'}.")
-    return found[0]
+        return f"SQLite {row['version']}, {schema}"
+    row = await database.fetch_one(
+        "SELECT current_setting('server_version') AS version, current_setting('server_version_num') AS number"
+    )
+    assert row is not None
+    if int(row["number"]) // 10_000 < OLDEST_POSTGRES:
+        raise StartError(f"PostgreSQL {OLDEST_POSTGRES} or newer is needed; this is {row['version']}.")
+    return f"PostgreSQL {row['version']}, {schema}"
 
 
-async def _providers(context: Context, offline: bool) -> AsyncIterator[tuple[Provider, str]]:
-    for provider in await every(context.database, context.vault, MOST_PROVIDERS):
-        profile = context.profiles.apis.get(provider.provider_type)
-        if not provider.is_enabled:
-            continue
-        if provider.problem or profile is None:
-            yield provider, provider.problem or f"there is no profile {provider.provider_type}"
-        else:
-            yield provider, "" if offline else await _call(context, provider, profile)
+async def _problem(context: Context, provider: Provider, offline: bool) -> str:
+    """What is wrong with a provider, empty when nothing."""
+    if provider.problem:
+        return provider.problem
+    if provider.provider_type not in context.profiles.apis:
+        return f"there is no profile {provider.provider_type}; known are {', '.join(context.profiles.apis)}"
+    if offline:
+        return ""
+    try:
+        status = await _status(context, provider)
+    except ApiError as error:
+        return error.message
+    if status in (401, 403):
+        return f"the provider refuses the key ({status})"
+    return f"the provider answers {status}" if status >= 500 else ""
 
 
-async def _call(context: Context, provider: Provider, profile: Profile) -> str:
-    """What is wrong with a provider, by the list of its models, which costs nothing; any answer but a refused key is good."""
+async def _status(context: Context, provider: Provider) -> int:
+    """How a provider answers to the list of its models, which costs nothing; not all of them have one."""
     assert provider.api_key is not None
+    profile = context.profiles.get(provider.provider_type)
     auth = profile.auth_of("/v1/models")
     base = provider.api_base or profile.base_url
     url = base + ("/models" if base.endswith("/v1") else "/v1/models")
     headers = [*profile.default_headers.items(), (auth.header, auth.value(provider.api_key.reveal()))]
-    request = Request("GET", url, headers, None, None, profile, base == profile.base_url, lambda: None)
-    try:
-        answer = await context.upstream.open(request)
-    except ApiError as error:
-        return error.message
+    trusted, timeouts = base == profile.base_url, Timeouts(first_byte=PROVIDER_SECONDS)
+    answer = await context.upstream.open(Request("GET", url, headers, None, None, profile, timeouts, trusted, lambda: None))
     answer.abort()
-    return f"the provider refuses the key ({answer.status})" if answer.status in (401, 403) else ""
+    return answer.status

@@ -3,6 +3,7 @@
 import base64
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Mapping
 
@@ -13,6 +14,7 @@ HEADER = """\
 # `llm-proxy config` shows every setting with its effective value; the README explains them.
 
 """
+_PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./?&~-]*")
 
 
 def fresh_secrets() -> dict[str, str]:
@@ -23,19 +25,42 @@ def fresh_secrets() -> dict[str, str]:
     }
 
 
-def write(path: pathlib.Path, values: Mapping[str, str], *, replace: bool = False) -> None:
-    """Write the file, readable by its owner only, whole or not at all.
+def write(path: pathlib.Path, values: Mapping[str, str]) -> None:
+    """Write the file, readable by its owner only, in place of one that is there.
 
     Raises:
-        StartError: it exists and may not be replaced, or cannot be written.
+        StartError: it cannot be written.
     """
-    if path.exists() and not replace:
-        raise StartError(f"{path} exists already. Its secrets may be in use, so it is replaced only with --force.")
-    write_private(path, HEADER + "".join(f"{name}={value}\n" for name, value in values.items()))
+    write_private(path, HEADER + _lines(values))
+
+
+def extend(path: pathlib.Path, values: Mapping[str, str]) -> None:
+    """Write further settings at the end of a file that is there, which from now on only its owner may read.
+
+    Raises:
+        StartError: it cannot be read or written.
+    """
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"{path}: cannot be read: {error}") from error
+    write_private(path, text + "\n" * (not text.endswith("\n")) + "\n# LLM Proxy\n" + _lines(values))
+
+
+def _lines(values: Mapping[str, str]) -> str:
+    return "".join(f"{name}={_quoted(value)}\n" for name, value in values.items())
+
+
+def _quoted(value: str) -> str:
+    """The value as the file's readers understand it; quoted only where it must be, since Docker keeps the quotes."""
+    if _PLAIN.fullmatch(value):
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def write_private(path: pathlib.Path, text: str) -> None:
-    """Write a file that only its owner may read, in place of one that is there.
+    """Write a file that only its owner may read, whole or not at all, in place of one that is there.
 
     Raises:
         StartError: it cannot be written.
@@ -47,4 +72,6 @@ def write_private(path: pathlib.Path, text: str) -> None:
         draft.write_text(text)
         draft.replace(path)
     except OSError as error:
-        raise StartError(f"{path}: cannot be written: {error}") from error
+        raise StartError(f"{path}: cannot be written: {error.strerror or error}.") from error
+    finally:
+        draft.unlink(missing_ok=True)

@@ -2,19 +2,22 @@
 
 import asyncio
 import signal
+from typing import Any
 
 import click
 import uvloop
 
 from llm_proxy import fake_provider
+from llm_proxy.cli.options import address
+from llm_proxy.errors import StartError
 from llm_proxy.fake_provider import Faults
 
 
 @click.command()
-@click.option("--addr", default="127.0.0.1:8090", show_default=True, metavar="HOST:PORT", help="Where it listens.")
+@click.option("--addr", metavar="HOST:PORT", type=address, default="127.0.0.1:8090", show_default=True, help="Where it listens.")
 @click.option("--require-key", metavar="KEY", help="Refuse every other credential, as a real provider does.")
 @click.option("--delay", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Wait before each answer.")
-@click.option("--status", type=click.IntRange(0, 599), default=0, help="Answer with this error.")
+@click.option("--status", type=click.IntRange(0, 599), default=0, metavar="CODE", help="Answer with this error.")
 @click.option("--retry-after", default="", metavar="VALUE", help="Retry-After of errors.")
 @click.option("--cut", type=click.IntRange(0), metavar="N", help="Break each answer off after N chunks.")
 @click.option("--stall", type=click.IntRange(0), metavar="N", help="Fall silent after N chunks.")
@@ -22,38 +25,19 @@ from llm_proxy.fake_provider import Faults
 @click.option("--words", type=click.IntRange(0), default=0, metavar="N", help="How long answers are.")
 @click.option("--bad-json", is_flag=True, help="Answer with broken JSON.")
 @click.option("--gzip", is_flag=True, help="Compress answers where the client accepts it.")
-def command(
-    addr: str,
-    require_key: str | None,
-    delay: float,
-    status: int,
-    retry_after: str,
-    cut: int | None,
-    stall: int | None,
-    drip: float,
-    words: int,
-    bad_json: bool,
-    gzip: bool,
-) -> None:
+def command(addr: str, require_key: str | None, **faults: Any) -> None:
     """Serve a provider that speaks OpenAI's and Anthropic's dialects. Headers X-Fake-* choose faults for one request.
 
     \b
-    llm-proxy fake-provider --drip 0.1 --words 100
-    curl -H 'X-Fake-Status: 529' http://127.0.0.1:8090/v1/models
+    Examples:
+      llm-proxy fake-provider --drip 0.1 --words 100
+      curl -H 'X-Fake-Status: 529' http://127.0.0.1:8090/v1/models
     """
     host, _, port = addr.rpartition(":")
-    faults = Faults(
-        delay=delay,
-        status=status,
-        cut=cut,
-        drip=drip,
-        bad_json=bad_json,
-        stall=stall,
-        words=words,
-        gzip=gzip,
-        retry_after=retry_after,
-    )
-    uvloop.run(_serve(host or "0.0.0.0", int(port), require_key, faults))
+    try:
+        uvloop.run(_serve(host.strip("[]") or "0.0.0.0", int(port), require_key, Faults(**faults)))
+    except OSError as error:
+        raise StartError(f"--addr {addr}: cannot listen there: {error.strerror or error}.") from error
 
 
 async def _serve(host: str, port: int, require_key: str | None, faults: Faults) -> None:

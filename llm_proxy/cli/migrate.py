@@ -1,40 +1,62 @@
 """`llm-proxy migrate`: the schema, the encryption of what is stored."""
 
 import asyncio
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from llm_proxy.cli import options
 from llm_proxy.cli.output import echo_table
 from llm_proxy.db import migrate, open_database
-from llm_proxy.errors import SettingsError
+from llm_proxy.errors import SettingsError, StartError
 from llm_proxy.providers import sealing
-from llm_proxy.settings import Settings
 from llm_proxy.vault import Vault
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def on_database(function: F) -> F:
+    """The options that say which database is meant."""
+    return options.database(options.env_file(function))
 
 
 @click.group()
-@options.database
-@options.env_file
-@click.pass_context
-def command(ctx: click.Context, db: str | None, env: str | None) -> None:
-    """Look after the database's schema and its encryption. `llm-proxy server` migrates by itself when it starts."""
-    ctx.obj = options.settings_from(env, db=db)
+@on_database
+def command() -> None:
+    """Look after the database's schema and its encryption. `llm-proxy server` migrates by itself when it starts.
+
+    \b
+    Examples:
+      llm-proxy migrate status
+      llm-proxy migrate encrypt --env /etc/llm-proxy.env
+    """
 
 
 @command.command()
-@click.pass_obj
-def up(settings: Settings) -> None:
-    """Apply the migrations that are missing."""
-    done = migrate.up(settings)
+@on_database
+def up() -> None:
+    """Apply the migrations that are missing.
+
+    \b
+    Example:
+      llm-proxy migrate up
+    """
+    done = migrate.up(options.settings())
     click.echo(f"Applied {', '.join(done)}." if done else "Nothing to do.")
 
 
 @command.command()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.pass_obj
-def down(settings: Settings, yes: bool) -> None:
-    """Roll the newest migration back. The data in what it made is lost."""
+@on_database
+def down(yes: bool) -> None:
+    """Roll the newest migration back. The data in what it made is lost.
+
+    \b
+    Example:
+      llm-proxy migrate down
+    """
+    settings = options.settings()
     newest = migrate.applied(settings)[-1:]
     if not newest:
         return click.echo("Nothing to do.")
@@ -44,24 +66,43 @@ def down(settings: Settings, yes: bool) -> None:
 
 
 @command.command()
-@click.pass_obj
-def status(settings: Settings) -> None:
-    """List the migrations, applied and missing."""
-    missing = migrate.missing(settings)
+@on_database
+def status() -> None:
+    """List the migrations, applied and missing.
+
+    \b
+    Example:
+      llm-proxy migrate status --db /var/lib/llm-proxy/llm-proxy.db
+    """
+    missing = migrate.missing(options.settings())
     echo_table(("migration", "state"), [(name, "missing" if name in missing else "applied") for name in migrate.known()])
 
 
 @command.command()
-@click.pass_obj
-def version(settings: Settings) -> None:
-    """Print the newest migration that is applied."""
-    click.echo((migrate.applied(settings) or ["none"])[-1])
+@on_database
+def version() -> None:
+    """Print the newest migration that is applied.
+
+    \b
+    Example:
+      llm-proxy migrate version
+    """
+    click.echo((migrate.applied(options.settings()) or ["none"])[-1])
 
 
 @command.command()
-@click.pass_obj
-def encrypt(settings: Settings) -> None:
-    """Encrypt what is stored plain, and what is encrypted with an older key, with the newest. May be stopped and repeated."""
+@on_database
+def encrypt() -> None:
+    """Encrypt all provider keys with the newest encryption key. Those that are stored plain, and those that are encrypted
+    with an older key, are written anew. It may be stopped and repeated, and the server may run meanwhile.
+
+    \b
+    Example, to replace the encryption key:
+      1. put a new key in front:      ENCRYPTION_KEY=NEW,OLD     (then restart the server)
+      2. encrypt with it:             llm-proxy migrate encrypt
+      3. take the old key away:       ENCRYPTION_KEY=NEW         (then restart the server)
+    """
+    settings = options.settings()
     if not settings.encryption_key:
         raise SettingsError("ENCRYPTION_KEY is not set. `openssl rand -base64 32` makes one.")
 
@@ -71,16 +112,20 @@ def encrypt(settings: Settings) -> None:
 
     done, failed = asyncio.run(work())
     click.echo(f"Encrypted {done} provider keys with the newest key.")
-    for problem in failed:
-        click.secho(problem, fg="red", err=True)
     if failed:
-        raise SystemExit(1)
+        raise StartError("Not all could be encrypted:\n  " + "\n  ".join(failed))
 
 
 @command.command("encrypt-status")
-@click.pass_obj
-def encrypt_status(settings: Settings) -> None:
-    """Count the provider keys by how they are stored."""
+@on_database
+def encrypt_status() -> None:
+    """Count the provider keys by how they are stored.
+
+    \b
+    Example:
+      llm-proxy migrate encrypt-status
+    """
+    settings = options.settings()
 
     async def work() -> dict[str, int]:
         async with open_database(settings) as database:
@@ -90,8 +135,13 @@ def encrypt_status(settings: Settings) -> None:
 
 
 @command.command("break-lock")
-@click.pass_obj
-def break_lock(settings: Settings) -> None:
-    """Remove the lock that another migration tool, killed in its work, has left. Our own locks end with their process."""
-    migrate.break_lock(settings)
+@on_database
+def break_lock() -> None:
+    """Remove a lock that a killed tool has left. Our own locks end with their process; yoyo's do not.
+
+    \b
+    Example:
+      llm-proxy migrate break-lock
+    """
+    migrate.break_lock(options.settings())
     click.echo("No lock is left.")

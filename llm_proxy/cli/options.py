@@ -1,28 +1,60 @@
-"""Options that several commands take, and the settings they make."""
+"""Options that become settings, wherever in a command line they stand."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
-from llm_proxy.settings import Settings, load
+from llm_proxy.errors import SettingsError
+from llm_proxy.settings import Settings, load, parse_address
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-env_file = click.option("--env", metavar="FILE", help="Settings file; the environment goes over it.  [default: .env]")
-database = click.option("--db", metavar="PATH", help="The SQLite file (DATABASE_PATH).")
-profiles = click.option("--config", metavar="FILE", help="The provider profiles (API_CONFIG_PATH).")
-log_level = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="The least level logged.")
-
-_SETTING_OF = {
-    "addr": "LISTEN_ADDR",
-    "admin_addr": "ADMIN_UI_LISTEN_ADDR",
-    "db": "DATABASE_PATH",
-    "config": "API_CONFIG_PATH",
-    "log_level": "LOG_LEVEL",
-}
+_SAID = "llm_proxy.said"
 
 
-def settings_from(env: str | None, **flags: str | None) -> Settings:
-    """The settings, with what the flags say over everything else."""
-    return load(env, {_SETTING_OF[name]: value for name, value in flags.items() if value})
+def address(text: str) -> str:
+    """The type of options that say what to listen on."""
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not accepted. Give {error}.") from None
+
+
+def said() -> dict[str, Any]:
+    """What the kept options of this command line say: settings by their name in capitals, everything else in small letters."""
+    found: dict[str, Any] = click.get_current_context().meta.setdefault(_SAID, {})
+    return found
+
+
+def kept(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that goes to `said()`; a group and its commands may both have it, and the command's goes before."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+        if value:
+            ctx.meta.setdefault(_SAID, {})[param.name] = value
+
+    return click.option(*names, expose_value=False, callback=keep, **attributes)
+
+
+addr = kept("--addr", "LISTEN_ADDR", metavar="HOST:PORT", type=address, help="Where the proxy listens.")
+admin_addr = kept("--admin-addr", "ADMIN_UI_LISTEN_ADDR", metavar="HOST:PORT", type=address, help="Where the admin site listens.")
+no_admin = kept("--no-admin", "ADMIN_UI_ENABLED", flag_value="false", help="Do not serve the admin site.")
+database = kept("--db", "DATABASE_PATH", metavar="PATH", help="The SQLite file.")
+profiles = kept("--config", "API_CONFIG_PATH", metavar="FILE", help="The provider profiles.")
+log_level = kept(
+    "--log-level", "LOG_LEVEL", type=click.Choice(["debug", "info", "warning", "error"]), help="The least level that is logged."
+)
+env_file = kept("--env", metavar="FILE", help="The settings file.  [default: .env]")
+
+
+def settings() -> Settings:
+    """The settings, with what the options say over everything else.
+
+    Raises:
+        SettingsError: they cannot be used, or an option contradicts them.
+    """
+    flags = {name: value for name, value in said().items() if name.isupper()}
+    loaded = load(said().get("env"), flags)
+    if "DATABASE_PATH" in flags and loaded.db_driver == "postgres":
+        raise SettingsError("--db names a SQLite file, and DATABASE_URL a PostgreSQL database. Give one of them.")
+    return loaded

@@ -1,7 +1,5 @@
 """`llm-proxy server`: both sites."""
 
-import dataclasses
-
 import click
 import uvloop
 
@@ -12,31 +10,22 @@ from llm_proxy.settings import Settings, check_serving
 
 
 @click.command()
-@click.option("--addr", metavar="HOST:PORT", help="Where the proxy listens (LISTEN_ADDR).")
-@click.option("--admin-addr", metavar="HOST:PORT", help="Where the admin site listens (ADMIN_UI_LISTEN_ADDR).")
-@click.option("--no-admin", is_flag=True, help="Do not serve the admin site.")
+@options.addr
+@options.admin_addr
+@options.no_admin
 @options.database
 @options.profiles
 @options.log_level
 @options.env_file
-def command(
-    addr: str | None,
-    admin_addr: str | None,
-    no_admin: bool,
-    db: str | None,
-    config: str | None,
-    log_level: str | None,
-    env: str | None,
-) -> None:
+def command() -> None:
     """Serve the proxy and the admin site, until SIGTERM or Ctrl-C.
 
     \b
-    llm-proxy server
-    llm-proxy server --addr 127.0.0.1:9000 --db /var/lib/llm-proxy/llm-proxy.db
+    Examples:
+      llm-proxy server
+      llm-proxy server --addr 127.0.0.1:9000 --db /var/lib/llm-proxy/llm-proxy.db
     """
-    settings = options.settings_from(env, addr=addr, admin_addr=admin_addr, db=db, config=config, log_level=log_level)
-    if no_admin:
-        settings = dataclasses.replace(settings, admin_ui_enabled=False)
+    settings = options.settings()
     check_serving(settings)
     uvloop.run(_serve(settings))
 

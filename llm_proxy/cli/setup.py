@@ -5,67 +5,60 @@ import sys
 
 import click
 
-from llm_proxy.cli import env_file
-from llm_proxy.errors import SettingsError
-from llm_proxy.settings import parse_address
+from llm_proxy.cli import env_file, options
+from llm_proxy.errors import StartError
+from llm_proxy.settings import Settings
+
+
+def postgres_url(text: str) -> str:
+    """The type of options that name a PostgreSQL database; nothing is accepted too."""
+    if text and not text.startswith(("postgresql://", "postgres://")):
+        raise click.BadParameter("give a URL such as postgresql://user:password@host:5432/name.")
+    return text
 
 
 @click.command()
 @click.option("--env", metavar="FILE", default=".env", show_default=True, help="Where to write.")
-@click.option("--addr", metavar="HOST:PORT", help="Where the proxy listens.  [default: :8080]")
-@click.option("--admin-addr", metavar="HOST:PORT", help="Where the admin site listens.  [default: 127.0.0.1:8081]")
-@click.option("--db", metavar="PATH", help="The SQLite file.  [default: data/llm-proxy.db]")
-@click.option("--database-url", metavar="URL", help="A PostgreSQL database in place of SQLite.")
+@options.addr
+@options.admin_addr
+@options.database
+@options.kept(
+    "--database-url", "DATABASE_URL", metavar="URL", type=postgres_url, help="A PostgreSQL database in place of SQLite."
+)
 @click.option(
     "--interactive/--no-interactive", default=None, help="Ask; by default on a terminal where no flag says what is wanted."
 )
 @click.option("--force", is_flag=True, help="Replace an existing file. Tokens and provider keys made with its secrets are lost.")
-def command(
-    env: str,
-    addr: str | None,
-    admin_addr: str | None,
-    db: str | None,
-    database_url: str | None,
-    interactive: bool | None,
-    force: bool,
-) -> None:
+def command(env: str, interactive: bool | None, force: bool) -> None:
     """Write a .env file with a fresh management token and encryption key.
 
     \b
-    llm-proxy setup
-    llm-proxy setup --addr :8080 --database-url postgresql://llm:secret@db/llm
+    Examples:
+      llm-proxy setup
+      llm-proxy setup --addr :8080 --database-url postgresql://llm:secret@db/llm
     """
-    path = pathlib.Path(env)
-    given = {"LISTEN_ADDR": addr, "ADMIN_UI_LISTEN_ADDR": admin_addr, "DATABASE_PATH": db, "DATABASE_URL": database_url}
-    values = {name: value for name, value in given.items() if value}
+    path, values = pathlib.Path(env), options.said()
+    if "DATABASE_URL" in values and "DATABASE_PATH" in values:
+        raise click.UsageError("--db names a SQLite file, --database-url a PostgreSQL database. Give one of them.")
+    if path.exists() and not force:
+        raise StartError(
+            f"{path} exists already. Its secrets may be in use, so it is replaced only with --force; --env names another file."
+        )
     if interactive or (interactive is None and not values and sys.stdin.isatty()):
         values = _ask(values)
-    for name in ("LISTEN_ADDR", "ADMIN_UI_LISTEN_ADDR"):
-        if name in values:
-            _check_address(name, values[name])
-    if "DATABASE_URL" in values and "DATABASE_PATH" in values:
-        raise SettingsError("--db names a SQLite file, --database-url a PostgreSQL database. Give one of them.")
-    env_file.write(path, {**env_file.fresh_secrets(), **values}, replace=force)
+    env_file.write(path, {**env_file.fresh_secrets(), **values})
     click.echo(f"Wrote {path} (mode 0600). Next: llm-proxy server{'' if env == '.env' else f' --env {env}'}")
 
 
-def _check_address(name: str, value: str) -> None:
-    try:
-        parse_address(value)
-    except ValueError as error:
-        raise SettingsError(f"{name}={value}: not accepted. Give {error}.") from None
-
-
 def _ask(values: dict[str, str]) -> dict[str, str]:
-    asked = dict(values)
-    asked["LISTEN_ADDR"] = click.prompt("The proxy listens on", default=values.get("LISTEN_ADDR", ":8080"))
-    asked["ADMIN_UI_LISTEN_ADDR"] = click.prompt(
-        "The admin site listens on", default=values.get("ADMIN_UI_LISTEN_ADDR", "127.0.0.1:8081")
-    )
-    if not values.get("DATABASE_PATH"):
-        url = click.prompt("PostgreSQL URL (empty for a SQLite file)", default=values.get("DATABASE_URL", ""), show_default=False)
-        if url:
-            asked["DATABASE_URL"] = url
-    if "DATABASE_URL" not in asked:
-        asked["DATABASE_PATH"] = click.prompt("SQLite file", default=values.get("DATABASE_PATH", "data/llm-proxy.db"))
-    return asked
+    asked, default = dict(values), Settings()
+    for name, what, usual in (
+        ("LISTEN_ADDR", "The proxy listens on", default.listen_addr),
+        ("ADMIN_UI_LISTEN_ADDR", "The admin site listens on", default.admin_ui_listen_addr),
+    ):
+        asked[name] = click.prompt(what, default=values.get(name, usual), value_proc=options.address)
+    if "DATABASE_URL" in values or "DATABASE_PATH" in values:
+        return asked
+    if url := click.prompt("PostgreSQL URL (empty for a SQLite file)", default="", show_default=False, value_proc=postgres_url):
+        return {**asked, "DATABASE_URL": url}
+    return {**asked, "DATABASE_PATH": click.prompt("SQLite file", default=default.database_path)}

@@ -8,21 +8,22 @@ from llm_proxy.settings import Settings
 
 Row = Mapping[str, Any]
 Params = Mapping[str, Any]
+NO_PARAMS: Params = {}
 
 
 class Connection(Protocol):
     """What a transaction offers: the verbs, on one connection."""
 
-    async def execute(self, sql: str, params: Params = {}) -> int:
+    async def execute(self, sql: str, params: Params = NO_PARAMS) -> int:
         """Run a statement; returns how many rows it touched."""
 
     async def executemany(self, sql: str, rows: Sequence[Params]) -> None:
         """Run a statement once for each set of parameters."""
 
-    async def fetch_one(self, sql: str, params: Params = {}) -> Row | None:
+    async def fetch_one(self, sql: str, params: Params = NO_PARAMS) -> Row | None:
         """The first row, or None."""
 
-    async def fetch_all(self, sql: str, params: Params = {}) -> list[Row]:
+    async def fetch_all(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
         """All rows; the statement bounds how many."""
 
     async def notify(self) -> None:

@@ -3,21 +3,25 @@
 import asyncio
 import contextlib
 import fcntl
+import glob
 import pathlib
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import psycopg2
+import psycopg2.extensions
 
 from llm_proxy.errors import StartError
 from llm_proxy.settings import Settings
 
 LOCK_SECONDS = 60.0
+CHECK_SECONDS = 0.25
 # An arbitrary number that no other user of the database's advisory locks is likely to take.
 ADVISORY_LOCK = 0x6C6C6D70
 
@@ -43,12 +47,13 @@ async def ensure(settings: Settings) -> None:
 
 def up(settings: Settings) -> list[str]:
     """Apply what is missing, under a lock; returns the ids applied."""
+    check_integrity(settings)
     if not missing(settings):
         return []
     with _locked(settings):
         todo = missing(settings)
         if todo:
-            _run(settings, lambda backend, migrations: backend.apply_migrations(backend.to_apply(migrations)))
+            _run(settings, _apply_all)
             if missing(settings):
                 raise StartError("The migrations ran, yet some are still missing. Look at `llm-proxy migrate status`.")
         return todo
@@ -57,9 +62,26 @@ def up(settings: Settings) -> list[str]:
 def down(settings: Settings) -> list[str]:
     """Roll the newest migration back; returns its id."""
     with _locked(settings):
+        # This also refuses a database whose newest migration is not among ours.
+        missing(settings)
         newest = applied(settings)[-1:]
-        _run(settings, lambda backend, migrations: backend.rollback_migrations(backend.to_rollback(migrations)[:1]))
+        _run(settings, _roll_back_newest)
         return newest
+
+
+def _apply_all(backend: Any, migrations: Any) -> None:
+    for migration in backend.to_apply(migrations):
+        # By itself yoyo commits the steps before it notes them, and a process killed in between could never start again.
+        with backend.transaction():
+            migration.process_steps(backend, "apply")
+            backend.mark_one(migration, log=False)
+
+
+def _roll_back_newest(backend: Any, migrations: Any) -> None:
+    for migration in backend.to_rollback(migrations)[:1]:
+        with backend.transaction():
+            migration.process_steps(backend, "rollback")
+            backend.unmark_one(migration, log=False)
 
 
 def missing(settings: Settings) -> list[str]:
@@ -92,13 +114,37 @@ def applied(settings: Settings) -> list[str]:
         raise StartError(_why_not(settings, error)) from error
 
 
+def check_integrity(settings: Settings) -> None:
+    """Look for damage in an SQLite file, as far as a quarter of a second goes: `llm-proxy check` looks at all of it.
+
+    Raises:
+        StartError: the file is damaged, or cannot be opened.
+    """
+    if settings.db_driver != "sqlite":
+        return
+    with _driver(settings) as cursor:
+        interruption = threading.Timer(CHECK_SECONDS, cursor.connection.interrupt)
+        interruption.start()
+        try:
+            [found] = cursor.execute("PRAGMA integrity_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+                return
+            raise StartError(_why_not(settings, error)) from error
+        finally:
+            interruption.cancel()
+            interruption.join()
+    if found != "ok":
+        raise StartError(_why_not(settings, found))
+
+
 def break_lock(settings: Settings) -> None:
     """Remove the lock row that a killed migration tool has left."""
     with _locked(settings):
         _run(settings, lambda backend, migrations: None)
 
 
-def _why_not(settings: Settings, error: Exception) -> str:
+def _why_not(settings: Settings, error: object) -> str:
     if settings.db_driver == "postgres":
         return f"The PostgreSQL database of DATABASE_URL cannot be used: {str(error).strip()}"
     return (
@@ -119,9 +165,10 @@ def _driver(settings: Settings) -> Iterator[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The file holds hashes and ciphertexts; nobody else has business reading it.
         path.touch(mode=0o600)
-    except OSError as error:
+        connection = sqlite3.connect(path, isolation_level=None, timeout=5)
+    except (OSError, sqlite3.Error) as error:
         raise StartError(_why_not(settings, error)) from error
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None, timeout=5)) as connection:
+    with contextlib.closing(connection):
         yield connection.cursor()
 
 
@@ -133,8 +180,11 @@ def _locked(settings: Settings) -> Iterator[None]:
             _wait_for(lambda: _try_advisory(cursor))
             yield
         return
-    lock = pathlib.Path(f"{settings.database_path}.lock")
-    with lock.open("a") as file:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(pathlib.Path(f"{settings.database_path}.lock").open("a"))
+        except OSError as error:
+            raise StartError(_why_not(settings, error)) from error
         _wait_for(lambda: _try_flock(file.fileno()))
         yield
 
@@ -152,7 +202,7 @@ def _try_flock(descriptor: int) -> bool:
     return True
 
 
-def _wait_for(attempt: Any) -> None:
+def _wait_for(attempt: Callable[[], bool]) -> None:
     end = time.monotonic() + LOCK_SECONDS
     while not attempt():
         if time.monotonic() > end:
@@ -162,7 +212,7 @@ def _wait_for(attempt: Any) -> None:
         time.sleep(0.05)
 
 
-def _run(settings: Settings, act: Any) -> None:
+def _run(settings: Settings, act: Callable[[Any, Any], None]) -> None:
     # yoyo takes a tenth of a second to import, and most starts have nothing to apply.
     import yoyo
 
@@ -170,15 +220,16 @@ def _run(settings: Settings, act: Any) -> None:
         with yoyo.get_backend(_uri(settings)) as backend:
             # We hold our own lock, so a row in yoyo's belongs to a process that was killed.
             backend.break_lock()
-            with backend.lock():
-                act(backend, yoyo.read_migrations(str(folder())))
+            act(backend, yoyo.read_migrations(glob.escape(str(folder()))))
     except (sqlite3.Error, psycopg2.Error) as error:
         raise StartError(
-            f"A migration failed and was rolled back: {str(error).strip()}. The database is as it was; mend the cause and start again."
+            f"A migration failed and was rolled back: {str(error).strip()}. The database is as it was; "
+            "mend the cause and start again."
         ) from error
 
 
 def _uri(settings: Settings) -> str:
     if settings.db_driver == "sqlite":
         return "sqlite:///" + quote(str(pathlib.Path(settings.database_path).absolute()))
-    return "postgresql://" + settings.database_url.reveal().partition("://")[2]
+    # yoyo's own reading of a URL knows less than libpq's, so it gets the parts.
+    return "postgresql:///?" + urlencode(psycopg2.extensions.parse_dsn(settings.database_url.reveal()))

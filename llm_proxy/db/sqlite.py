@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 import aiosqlite
 
-from llm_proxy.db import Connection, Params, Row
-from llm_proxy.errors import Conflict, DatabaseUnavailable
+from llm_proxy.db import NO_PARAMS, Connection, Params, Row
+from llm_proxy.errors import Conflict, DatabaseUnavailable, StartError
 
 READERS = 2
 BUSY_MS = 5000
@@ -23,6 +23,9 @@ def _translated() -> Iterator[None]:
     except sqlite3.IntegrityError as error:
         raise Conflict(str(error)) from error
     except sqlite3.OperationalError as error:
+        # SQLITE_ERROR is a mistake in a statement; to call it an outage would hide it.
+        if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) == sqlite3.SQLITE_ERROR:
+            raise
         raise DatabaseUnavailable from error
 
 
@@ -32,7 +35,7 @@ class SQLiteConnection:
     def __init__(self, raw: aiosqlite.Connection) -> None:
         self._raw = raw
 
-    async def execute(self, sql: str, params: Params = {}) -> int:
+    async def execute(self, sql: str, params: Params = NO_PARAMS) -> int:
         with _translated():
             async with self._raw.execute(sql, params) as cursor:
                 return cursor.rowcount
@@ -42,16 +45,20 @@ class SQLiteConnection:
             async with self._raw.executemany(sql, rows):
                 pass
 
-    async def fetch_one(self, sql: str, params: Params = {}) -> Row | None:
+    async def fetch_one(self, sql: str, params: Params = NO_PARAMS) -> Row | None:
         rows = await self.fetch_all(sql, params)
         return rows[0] if rows else None
 
-    async def fetch_all(self, sql: str, params: Params = {}) -> list[Row]:
+    async def fetch_all(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
         with _translated():
             return [dict(row) for row in await self._raw.execute_fetchall(sql, params)]
 
     async def notify(self) -> None:
         """Nothing to do: `PRAGMA data_version` tells the others."""
+
+    async def interrupt(self) -> None:
+        """Stop the statement that runs now, if any does."""
+        await self._raw.interrupt()
 
 
 class SQLiteDatabase:
@@ -67,7 +74,7 @@ class SQLiteDatabase:
             self._idle.put_nowait(SQLiteConnection(reader))
         self._watcher = SQLiteConnection(watcher)
 
-    async def execute(self, sql: str, params: Params = {}) -> int:
+    async def execute(self, sql: str, params: Params = NO_PARAMS) -> int:
         async with self._writing:
             return await self._writer.execute(sql, params)
 
@@ -75,11 +82,11 @@ class SQLiteDatabase:
         async with self.transaction() as connection:
             await connection.executemany(sql, rows)
 
-    async def fetch_one(self, sql: str, params: Params = {}) -> Row | None:
+    async def fetch_one(self, sql: str, params: Params = NO_PARAMS) -> Row | None:
         async with self._connection_for(sql) as connection:
             return await connection.fetch_one(sql, params)
 
-    async def fetch_all(self, sql: str, params: Params = {}) -> list[Row]:
+    async def fetch_all(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
         async with self._connection_for(sql) as connection:
             return await connection.fetch_all(sql, params)
 
@@ -95,6 +102,10 @@ class SQLiteDatabase:
         reader = await self._idle.get()
         try:
             yield reader
+        except asyncio.CancelledError:
+            # Nobody waits for the rows any more, and the next to read would get this reader.
+            await reader.interrupt()
+            raise
         finally:
             self._idle.put_nowait(reader)
 
@@ -108,7 +119,7 @@ class SQLiteDatabase:
                 await self._writer.execute("COMMIT")
             except BaseException:
                 # Cancellation too: an open transaction would swallow everybody's writes from here on.
-                with contextlib.suppress(DatabaseUnavailable):
+                with contextlib.suppress(sqlite3.Error, DatabaseUnavailable):
                     await self._writer.execute("ROLLBACK")
                 raise
 
@@ -128,14 +139,27 @@ class SQLiteDatabase:
 
 @asynccontextmanager
 async def connect(path: str) -> AsyncIterator[SQLiteDatabase]:
-    """Open the file at `path`, which the migrations have made."""
+    """Open the file at `path`, which the migrations have made.
+
+    Raises:
+        StartError: it cannot be written.
+    """
     async with AsyncExitStack() as stack:
-        opened = [await stack.enter_async_context(aiosqlite.connect(path, isolation_level=None)) for _ in range(READERS + 2)]
-        for raw in opened:
-            raw.row_factory = sqlite3.Row
-            await raw.execute("PRAGMA journal_mode=WAL")
-            await raw.execute("PRAGMA synchronous=NORMAL")
-            await raw.execute("PRAGMA foreign_keys=ON")
-            await raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+        try:
+            opened = [await stack.enter_async_context(aiosqlite.connect(path, isolation_level=None)) for _ in range(READERS + 2)]
+            for raw in opened:
+                await _prepare(raw)
+        except sqlite3.Error as error:
+            raise StartError(
+                f"The SQLite file {path} cannot be used: {error}. The file and its folder must be writable."
+            ) from error
         writer, watcher, *readers = opened
         yield SQLiteDatabase(writer, readers, watcher)
+
+
+async def _prepare(raw: aiosqlite.Connection) -> None:
+    raw.row_factory = sqlite3.Row
+    await raw.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    await raw.execute("PRAGMA journal_mode=WAL")
+    await raw.execute("PRAGMA synchronous=NORMAL")
+    await raw.execute("PRAGMA foreign_keys=ON")

@@ -1,6 +1,6 @@
 """The record of one call."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm_proxy.clock import now_ms, to_rfc3339
@@ -68,5 +68,6 @@ class Event:
 
 
 def as_record(event: Event) -> dict[str, Any]:
-    """The event as the log and the sinks write it."""
-    return {**asdict(event), "started_at": to_rfc3339(event.started_at)}
+    """The event as the log and the sinks write it, with orjson, which knows what to make of the usage."""
+    # Not `asdict`, whose deep copy would cost more than all the rest of the log line.
+    return {**vars(event), "started_at": to_rfc3339(event.started_at)}

@@ -7,6 +7,8 @@ from llm_proxy.metrics import Metrics
 
 log = logging.getLogger("llm_proxy.calls")
 
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 
 def log_call(event: Event) -> None:
     """One line per call, made from its event, never with bodies."""
@@ -19,10 +21,11 @@ def log_call(event: Event) -> None:
 def measure(metrics: Metrics, event: Event) -> None:
     """Count the call."""
     endpoint, provider = event.endpoint or "other", event.provider_type or "none"
-    # Models come from clients; only names that the operator wrote down may become labels.
+    # Models and methods come from clients; only names known beforehand may become labels.
     model = "other" if event.model else "none"
+    method = event.method if event.method in METHODS else "other"
     metrics.published.inc()
-    metrics.requests.labels(event.method, endpoint, model, provider, str(event.status)).inc()
+    metrics.requests.labels(method, endpoint, model, provider, str(event.status)).inc()
     metrics.duration.labels(endpoint).observe(event.duration)
     metrics.overhead.observe(event.overhead)
     if event.first_byte is not None:

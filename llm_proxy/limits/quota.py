@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from llm_proxy.changes import Change
@@ -22,9 +23,12 @@ SINGLE_BELOW = 64
 # A lease that lasted no longer than this was too small.
 BRISK_SECONDS = 0.5
 
+# The size was reckoned from what the row had left a while ago; others may have taken from it since.
 _TAKE = (
     "UPDATE tokens SET request_count = request_count + :n, last_used_at = :now WHERE id = :id AND is_active "
     "AND (expires_at IS NULL OR expires_at > :now) AND (max_requests IS NULL OR request_count + :n <= max_requests) "
+    "AND (:n = 1 OR max_requests IS NULL "
+    "OR (max_requests - request_count > :single AND :n <= (max_requests - request_count) / 8)) "
     "RETURNING request_count, max_requests"
 )
 
@@ -45,14 +49,28 @@ def next_size(size: int, lasted: float, remaining: int) -> int:
 
 @dataclass
 class Lease:
-    """Requests that this process has counted in the row, and not yet spent."""
+    """Requests that this process has counted in the row, and not yet spent.
+
+    Attributes:
+        left: how many may still be spent.
+        stale: how many may not be spent any more, and go back.
+        size: how many were leased last, at the time `taken_at`.
+        remaining: what the row had left after that.
+        answers: how often the row was asked for more.
+        refusal: what its last answer was, None when it gave some.
+        changes: how often the token has changed.
+    """
 
     left: int = 0
+    stale: int = 0
     size: int = 1
     remaining: int = 0
     taken_at: float = 0.0
     used_at: float = 0.0
-    filling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    answers: int = 0
+    refusal: ApiError | None = None
+    changes: int = 0
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Quota:
@@ -60,12 +78,17 @@ class Quota:
 
     The database away: a lease goes on while it lasts, then `DatabaseUnavailable`; counts of tokens without a quota wait in
     memory. A crash leaves its leases counted as used, so that the quota is never exceeded.
+
+    Args:
+        clock: seconds that never go back.
     """
 
-    def __init__(self, database: Connection) -> None:
+    def __init__(self, database: Connection, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
+        self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._counts: dict[str, int] = {}
+        self._settling = asyncio.Lock()
 
     async def take(self, token: Token) -> None:
         """Take one request.
@@ -77,43 +100,49 @@ class Quota:
         if token.max_requests is None:
             self._counts[token.id] = self._counts.get(token.id, 0) + 1
             return
-        lease = self._leases.get(token.id)
-        if lease and lease.left:
-            self._spend(lease)
-        else:
-            # A statement that was cut off may have counted; it has to end, so that what it took can be given back.
-            await to_the_end(self._draw(token), lambda _: self.give_back(token))
-
-    def _spend(self, lease: Lease) -> None:
+        while not (lease := self._leases.setdefault(token.id, Lease())).left:
+            # A statement that was cut off may have counted; it has to end, so that what it took is known here.
+            await to_the_end(self._fill(token.id, lease), _leave)
         lease.left -= 1
-        lease.used_at = time.monotonic()
+        lease.used_at = self._clock()
 
-    async def _draw(self, token: Token) -> None:
-        while True:
-            lease = self._leases.setdefault(token.id, Lease())
-            async with lease.filling:
-                # While this waited for its turn, the lease may have been returned.
-                if self._leases.get(token.id) is not lease:
-                    continue
-                if not lease.left:
-                    await self._fill(token, lease)
-                return self._spend(lease)
+    async def _fill(self, id: str, lease: Lease) -> None:
+        seen = lease.answers
+        async with lease.writing:
+            # While this waited for its turn, others may have filled the lease, or ended it.
+            if lease.left or self._leases.get(id) is not lease:
+                return
+            # What another was told meanwhile holds for all who wait; they must not ask a slow database one after another.
+            if lease.answers == seen or lease.refusal is None:
+                lease.refusal = await self._ask(id, lease)
+                lease.answers += 1
+            if lease.refusal:
+                raise lease.refusal
 
-    async def _fill(self, token: Token, lease: Lease) -> None:
-        now = time.monotonic()
+    async def _ask(self, id: str, lease: Lease) -> ApiError | None:
+        """Lease more from the row; returns what stands against it."""
+        changes, now = lease.changes, self._clock()
         size = next_size(lease.size, now - lease.taken_at, lease.remaining)
-        row = await self._take(token.id, size)
-        if row is None and size > 1:
-            size = 1
-            row = await self._take(token.id, 1)
-        if row is None:
-            raise await self._refusal(token.id)
-        lease.left += size
-        lease.size, lease.taken_at = size, now
+        try:
+            await self._give_back_stale(id, lease)
+            row = await self._take(id, size)
+            if row is None and size > 1:
+                size = 1
+                row = await self._take(id, 1)
+            if row is None:
+                return await self._refusal(id)
+        except DatabaseUnavailable as error:
+            return error
+        if lease.changes == changes:
+            lease.left += size
+        else:
+            lease.stale += size
+        lease.size, lease.taken_at, lease.used_at = size, now, now
         lease.remaining = (row["max_requests"] or 0) - row["request_count"]
+        return None
 
     async def _take(self, id: str, n: int) -> Row | None:
-        return await self._database.fetch_one(_TAKE, {"id": id, "n": n, "now": now_ms()})
+        return await self._database.fetch_one(_TAKE, {"id": id, "n": n, "single": SINGLE_BELOW, "now": now_ms()})
 
     async def _refusal(self, id: str) -> ApiError:
         row = await self._database.fetch_one(
@@ -137,17 +166,20 @@ class Quota:
         else:
             lease = self._leases.setdefault(token.id, Lease())
             lease.left += 1
-            lease.used_at = time.monotonic()
+            lease.used_at = self._clock()
 
     def unused(self, id: str) -> int:
         """What this process holds of a token's count without having used it, less what it has not yet written."""
-        lease = self._leases.get(id)
-        return (lease.left if lease else 0) - self._counts.get(id, 0)
+        lease = self._leases.get(id, Lease())
+        return lease.left + lease.stale - self._counts.get(id, 0)
 
     def on_change(self, change: Change) -> None:
-        """A changed token's lease goes back with the next flush: its quota may be another one now."""
-        if change.kind == "token" and (lease := self._leases.get(change.ref)):
-            lease.used_at = 0.0
+        """What was leased under another quota is spent no more, and goes back before the next is leased."""
+        concerned = {"token": [change.ref], "everything": list(self._leases)}.get(change.kind, [])
+        for id in concerned:
+            if lease := self._leases.get(id):
+                lease.changes += 1
+                lease.stale, lease.left = lease.stale + lease.left, 0
 
     async def flush(self) -> None:
         """Write counts and return idle leases every second; runs until cancelled."""
@@ -160,16 +192,31 @@ class Quota:
 
     async def settle(self, idle_for: float = 0.0) -> None:
         """Write all counts, and return leases that were not used for `idle_for` seconds."""
-        await self._write_counts()
-        oldest = time.monotonic() - idle_for
-        for id, lease in list(self._leases.items()):
-            if lease.used_at <= oldest and not lease.filling.locked():
-                await self._return(id, lease)
+        # Cut off in the middle, nobody would know what was written.
+        await to_the_end(self._settle(idle_for), _leave)
+
+    async def _settle(self, idle_for: float) -> None:
+        async with self._settling:
+            await self._write_counts()
+            if self._leases:
+                # What goes back is lost when its write fails, since it may have come through all the same; so ask first.
+                await self._database.execute("UPDATE tokens SET request_count = request_count WHERE id = ''")
+            for id, lease in list(self._leases.items()):
+                async with lease.writing:
+                    await self._return(id, lease, idle_for)
+
+    async def _return(self, id: str, lease: Lease, idle_for: float) -> None:
+        if lease.used_at + idle_for <= self._clock():
+            # A call that comes meanwhile starts a lease of its own.
+            del self._leases[id]
+            lease.stale, lease.left = lease.stale + lease.left, 0
+        await self._give_back_stale(id, lease)
 
     async def _write_counts(self) -> None:
         counts, self._counts = self._counts, {}
         now = now_ms()
-        rows = [{"id": id, "n": n, "now": now} for id, n in counts.items() if n]
+        # In one order everywhere, or two processes could each wait for a row that the other has.
+        rows = [{"id": id, "n": n, "now": now} for id, n in sorted(counts.items()) if n]
         if not rows:
             return
         try:
@@ -181,12 +228,12 @@ class Quota:
                 self._counts[id] = self._counts.get(id, 0) + n
             raise
 
-    async def _return(self, id: str, lease: Lease) -> None:
-        # Removed before the write: a call that comes meanwhile starts a lease of its own. Should the write fail, what was
-        # leased stays counted as used, which errs on the safe side.
-        self._leases.pop(id, None)
-        left, lease.left = lease.left, 0
-        if left:
-            await self._database.execute(
-                "UPDATE tokens SET request_count = request_count - :n WHERE id = :id", {"id": id, "n": left}
-            )
+    async def _give_back_stale(self, id: str, lease: Lease) -> None:
+        n, lease.stale = lease.stale, 0
+        if n:
+            sql = "UPDATE tokens SET request_count = request_count - :n WHERE id = :id"
+            await self._database.execute(sql, {"id": id, "n": n})
+
+
+def _leave(_: None) -> None:
+    """What a cut-off call has leased stays in the lease, for others or to be returned."""

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from llm_proxy.audit import Who
 from llm_proxy.manage import audit, documents, projects, providers, tokens
-from llm_proxy.middleware import CONTEXT, operator
+from llm_proxy.middleware import ask_for_body, decide_later, operator
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Guarded = Callable[[web.Request, Who], Awaitable[web.StreamResponse]]
@@ -18,7 +18,9 @@ def guarded(handler: Guarded) -> Handler:
 
     @wraps(handler)
     async def serve(request: web.Request) -> web.StreamResponse:
-        return await handler(request, operator(request))
+        who = operator(request)
+        await ask_for_body(request)
+        return await handler(request, who)
 
     return serve
 
@@ -48,7 +50,6 @@ ROUTES: tuple[tuple[str, str, Guarded], ...] = (
 
 def add_routes(app: web.Application) -> None:
     """Add every route to the proxy site's application."""
-    assert CONTEXT in app
     for method, path, handler in ROUTES:
-        app.router.add_route(method, path, guarded(handler))
+        app.router.add_route(method, path, guarded(handler), expect_handler=decide_later)
     app.router.add_get("/manage/openapi.yaml", documents.openapi)

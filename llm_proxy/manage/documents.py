@@ -1,5 +1,6 @@
 """What the management API says of itself."""
 
+import functools
 import platform
 from importlib import resources
 
@@ -27,5 +28,9 @@ async def version(request: web.Request, who: Who) -> web.Response:
 
 async def openapi(request: web.Request) -> web.Response:
     """The description of the API; it holds nothing that needs a credential."""
-    text = resources.files("llm_proxy.web").joinpath("static/openapi.yaml").read_bytes()
-    return web.Response(body=text, content_type="application/yaml")
+    return web.Response(body=_description(), content_type="application/yaml")
+
+
+@functools.cache
+def _description() -> bytes:
+    return resources.files("llm_proxy.web").joinpath("static/openapi.yaml").read_bytes()

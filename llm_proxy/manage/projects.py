@@ -7,7 +7,7 @@ from aiohttp import web
 from llm_proxy import projects
 from llm_proxy.acts import projects as acts
 from llm_proxy.audit import Who
-from llm_proxy.manage.requests import answer_page, json_object, page, parameters, yes_or_no
+from llm_proxy.manage.requests import answer_page, json_object, one_of, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
 
 
@@ -16,7 +16,7 @@ async def find(request: web.Request, who: Who) -> web.Response:
     given: dict[str, Any] = dict(parameters(request, ("limit", "after", "name", "is_active")))
     asked = page(given)
     if "is_active" in given:
-        given["is_active"] = yes_or_no("is_active", given["is_active"])
+        given["is_active"] = one_of("is_active", ("true", "false"), given["is_active"]) == "true"
     return answer_page(await projects.find(request.app[CONTEXT].database, asked, **given), asked, acts.shown)
 
 
@@ -45,4 +45,5 @@ async def delete(request: web.Request, who: Who) -> web.Response:
 
 async def revoke_tokens(request: web.Request, who: Who) -> web.Response:
     """Revoke all tokens of the project."""
-    return answer_json(await acts.revoke_tokens(request.app[CONTEXT], who, request.match_info["id"]))
+    counted = await acts.revoke_tokens(request.app[CONTEXT], who, request.match_info["id"], await json_object(request))
+    return answer_json(counted)

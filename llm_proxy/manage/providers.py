@@ -3,17 +3,19 @@
 from aiohttp import web
 
 from llm_proxy.acts import providers as acts
+from llm_proxy.acts.fields import identifier
 from llm_proxy.audit import Who
-from llm_proxy.manage.requests import json_object, parameters
+from llm_proxy.manage.requests import answer_page, json_object, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
 
 
 async def find(request: web.Request, who: Who) -> web.Response:
-    """All providers of the project; there are few, so they come in one page."""
-    parameters(request, ())
-    context = request.app[CONTEXT]
-    found = await acts.of_project(context, request.match_info["id"])
-    return answer_json({"object": "list", "data": [acts.shown(context, one) for one in found], "has_more": False, "next": None})
+    """The providers of the project, by id; a project has few, so the page is cut out of all of them."""
+    context, given = request.app[CONTEXT], parameters(request, ("limit", "after"))
+    # Their ids may be the caller's own, so that the cursor may be one too.
+    after = identifier("after", given.pop("after")) if "after" in given else ""
+    found = sorted(await acts.of_project(context, request.match_info["id"]), key=lambda one: one.id)
+    return answer_page([one for one in found if one.id > after], page(given), lambda one: acts.shown(context, one))
 
 
 async def create(request: web.Request, who: Who) -> web.Response:

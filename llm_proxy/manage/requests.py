@@ -1,59 +1,86 @@
 """What a management request asks: its body, its page, its filters."""
 
+import json
+import re
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-import orjson
 from aiohttp import web
 
 from llm_proxy.db.sql import Page
 from llm_proxy.errors import ApiError, InvalidField
 from llm_proxy.middleware import answer_json
-from llm_proxy.providers.policy import read_object
 
 MOST = 200
+
+_LIMIT = re.compile(r"[1-9][0-9]{0,2}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 async def json_object(request: web.Request) -> dict[str, object]:
     """The JSON object in the body, whatever Content-Type it claims; no body is an empty object.
 
     Raises:
-        ApiError: `invalid_json`, `duplicate_key`, `invalid_field` where something follows the object.
+        ApiError: as `read_object` does, and `encoded_body`.
     """
-    raw = await request.read()
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise ApiError("encoded_body", "Send the body without Content-Encoding.", param="body")
+    return read_object(await request.read())
+
+
+def read_object(raw: bytes) -> dict[str, object]:
+    """A JSON object in the one way it can be understood.
+
+    Raises:
+        ApiError: `invalid_json` for anything else, `duplicate_key` where it names a key twice at any depth.
+        InvalidField: something follows it.
+    """
     try:
-        return read_object(raw, "application/json", strict=True) or {}
-    except ApiError as error:
-        if error.code == "invalid_json" and _has_trailing_data(raw):
-            raise InvalidField("body", "something follows the JSON object.") from error
-        raise
+        text = raw.decode().strip(" \t\r\n")
+        value, end = _DECODER.raw_decode(text or "{}")
+        # Half of a surrogate pair passes the decoder, and neither answer nor database could hold it.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise ApiError("invalid_json", "The body is not a JSON object in UTF-8.", param="body") from None
+    if end < len(text):
+        raise InvalidField("body", "something follows the JSON object.")
+    if not isinstance(value, dict):
+        raise ApiError("invalid_json", "The body must be a JSON object.", param="body")
+    return value
 
 
-def _has_trailing_data(raw: bytes) -> bool:
-    text = raw.strip()
-    ends = (place for place, char in enumerate(text[:-1]) if char == ord("}"))
-    return any(_is_object(text[: end + 1]) for end in ends)
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            shown = name[:100].encode(errors="replace").decode()
+            raise ApiError("duplicate_key", "The body names a field twice. Send each once.", param=shown)
+        found[name] = value
+    return found
 
 
-def _is_object(raw: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(raw), dict)
-    except orjson.JSONDecodeError:
-        return False
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)  # NaN and Infinity are Python's, not JSON's.
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)
 
 
 def parameters(request: web.Request, known: Collection[str]) -> dict[str, str]:
-    """The query's parameters, each at most once.
+    """The query's parameters, each at most once, none of them empty.
 
     Raises:
-        InvalidField: one is unknown or came twice.
+        InvalidField: one is unknown, came twice or says nothing.
     """
     found: dict[str, str] = {}
     for name, value in request.query.items():
         if name not in known:
-            raise InvalidField(name, f"there is no such parameter. Known are {', '.join(known)}.")
+            raise InvalidField(name[:100], f"there is no such parameter. Known are {', '.join(known)}.")
         if name in found:
             raise InvalidField(name, "this parameter came twice.")
+        if not value:
+            # A script whose variable was empty must not be answered with everything.
+            raise InvalidField(name, "this parameter is empty. Leave it out, or give a value.")
         found[name] = value
     return found
 
@@ -62,19 +89,26 @@ def page(parameters: dict[str, str]) -> Page:
     """The page that `limit` and `after` ask for, which are taken out of the parameters.
 
     Raises:
-        InvalidField: `limit` is not a number from 1 to 200.
+        InvalidField: `limit` is not a number from 1 to 200, or `after` is no id of ours.
     """
-    text = parameters.pop("limit", "50")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= MOST:
+    limit, after = parameters.pop("limit", "50"), parameters.pop("after", None)
+    if not _LIMIT.fullmatch(limit) or int(limit) > MOST:
         raise InvalidField("limit", f"give a whole number from 1 to {MOST}.")
-    return Page(int(text), parameters.pop("after", None))
+    if after and not _UUID.fullmatch(after):
+        # Anything else would be compared with the ids all the same, and could let the whole list through.
+        raise InvalidField("after", "give the `next` of the page before.")
+    return Page(int(limit), after)
 
 
-def yes_or_no(name: str, text: str) -> bool:
-    """A truth value in a query."""
-    if text not in ("true", "false"):
-        raise InvalidField(name, "give true or false.")
-    return text == "true"
+def one_of(name: str, choices: Collection[str], value: str) -> str:
+    """A word out of a few.
+
+    Raises:
+        InvalidField: it is another one.
+    """
+    if value not in choices:
+        raise InvalidField(name, f"give one of {', '.join(choices)}.")
+    return value
 
 
 def answer_page(rows: Sequence[Any], page: Page, show: Callable[[Any], dict[str, Any]]) -> web.Response:

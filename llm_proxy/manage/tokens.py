@@ -5,8 +5,7 @@ from aiohttp import web
 from llm_proxy import tokens
 from llm_proxy.acts import tokens as acts
 from llm_proxy.audit import Who
-from llm_proxy.errors import InvalidField
-from llm_proxy.manage.requests import answer_page, json_object, page, parameters
+from llm_proxy.manage.requests import answer_page, json_object, one_of, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
 
 
@@ -15,8 +14,8 @@ async def find(request: web.Request, who: Who) -> web.Response:
     context = request.app[CONTEXT]
     given = parameters(request, ("limit", "after", "project_id", "status"))
     asked = page(given)
-    if given.get("status", tokens.STATUSES[0]) not in tokens.STATUSES:
-        raise InvalidField("status", f"give one of {', '.join(tokens.STATUSES)}.")
+    if "status" in given:
+        one_of("status", tokens.STATUSES, given["status"])
     return answer_page(await tokens.find(context.database, asked, **given), asked, lambda one: acts.shown(context, one))
 
 

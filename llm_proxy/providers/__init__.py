@@ -41,13 +41,20 @@ class Provider:
     problem: str | None = None
 
 
+# Named one by one, so that a newer program may add columns while this one runs.
+_COLUMNS = (
+    "id, project_id, name, provider_type, api_base, api_key_ciphertext, weight, provider_params, is_enabled, "
+    "created_at, updated_at"
+)
+
+
 def place_of(id: str) -> Place:
     """Where the ciphertext of a provider's key belongs."""
     return Place("providers", id, "api_key_ciphertext")
 
 
 def _from_row(row: Row, vault: Vault) -> Provider:
-    values = {name: value for name, value in row.items() if name not in ("api_key_ciphertext", "model_mapping")}
+    values = {name: value for name, value in row.items() if name != "api_key_ciphertext"}
     key, problem = None, None
     try:
         key = vault.open(row["api_key_ciphertext"], place_of(row["id"]))
@@ -72,7 +79,7 @@ async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], key: 
         "updated_at": now,
     }
     names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
-    row = await tx.fetch_one(f"INSERT INTO providers ({names}) VALUES ({places}) RETURNING *", values)
+    row = await tx.fetch_one(f"INSERT INTO providers ({names}) VALUES ({places}) RETURNING {_COLUMNS}", values)
     assert row is not None
     return _from_row(row, vault)
 
@@ -86,7 +93,8 @@ async def update(tx: Connection, vault: Vault, id: str, columns: Mapping[str, An
     values = {**_stored(columns), "updated_at": now_ms()}
     if key:
         values["api_key_ciphertext"] = vault.seal(key, place_of(id))
-    row = await tx.fetch_one(f"UPDATE providers SET {assignments(values)} WHERE id = :id RETURNING *", {**values, "id": id})
+    sql = f"UPDATE providers SET {assignments(values)} WHERE id = :id RETURNING {_COLUMNS}"
+    row = await tx.fetch_one(sql, {**values, "id": id})
     return _from_row(row, vault) if row else None
 
 
@@ -98,14 +106,14 @@ async def delete(tx: Connection, id: str) -> None:
 async def get(connection: Connection, vault: Vault, project_id: str, id: str) -> Provider | None:
     """One provider of a project."""
     params = {"id": id, "project_id": project_id}
-    row = await connection.fetch_one("SELECT * FROM providers WHERE id = :id AND project_id = :project_id", params)
+    row = await connection.fetch_one(f"SELECT {_COLUMNS} FROM providers WHERE id = :id AND project_id = :project_id", params)
     return _from_row(row, vault) if row else None
 
 
 async def of_project(connection: Connection, vault: Vault, project_id: str) -> list[Provider]:
     """All providers of a project, by id."""
     rows = await connection.fetch_all(
-        "SELECT * FROM providers WHERE project_id = :project_id ORDER BY id", {"project_id": project_id}
+        f"SELECT {_COLUMNS} FROM providers WHERE project_id = :project_id ORDER BY id", {"project_id": project_id}
     )
     return [_from_row(row, vault) for row in rows]
 
@@ -151,4 +159,4 @@ class ProviderCache:
             self._known.clear()
         elif change.kind in ("provider", "project"):
             self._generation += 1
-            self._known.pop(change.payload["project_id"] if change.kind == "provider" else change.ref, None)
+            self._known.pop(change.payload.get("project_id", "") if change.kind == "provider" else change.ref, None)

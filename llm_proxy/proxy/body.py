@@ -1,11 +1,11 @@
 """The body of a call: read whole where policy and failover need it, else streamed."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 from aiohttp import web
 
-from llm_proxy.errors import ApiError
+from llm_proxy.errors import ApiError, ClientGone
 from llm_proxy.proxy.multipart import ModelScanner, boundary_of
 
 # What is not JSON or a form is held up to here; beyond it is streamed.
@@ -21,17 +21,18 @@ class Body:
         rest: the pieces still to come.
         length: the whole length when it is known.
         scanner: watches the parts of a form for the model.
-        error: what was wrong with the body while it was streamed to the provider.
+        size: how many bytes have come.
         finished: nothing is left to read.
+        on_error: told what is wrong with a body that is on its way to the provider.
     """
 
     held: bytes = b""
     rest: AsyncIterator[bytes] | None = None
     length: int | None = None
     scanner: ModelScanner | None = None
-    error: ApiError | None = None
     size: int = 0
-    finished: bool = field(default=True)
+    finished: bool = True
+    on_error: Callable[[ApiError], None] = lambda error: None
 
     def content(self) -> bytes | AsyncIterator[bytes] | None:
         """What is sent to the provider."""
@@ -43,13 +44,33 @@ class Body:
         yield self.held
         try:
             async for piece in rest:
-                if self.scanner:
-                    scan(self.scanner, piece)
                 yield piece
         except ApiError as error:
-            # The client of the provider would wrap it; the call looks here for the reason.
-            self.error = error
+            self.on_error(error)
             raise
+
+    def take(self, piece: bytes, limit: int) -> None:
+        """Count and watch a piece that has come.
+
+        Raises:
+            ApiError: `request_too_large`; `duplicate_key`, the form names the model twice; `bad_request`, it is no form.
+        """
+        self.size += len(piece)
+        if self.size > limit:
+            raise _too_large(limit)
+        if self.scanner:
+            self.scanner.feed(piece)
+            if self.scanner.duplicated:
+                raise ApiError("duplicate_key", "The form names `model` twice.", param="model")
+
+    def end(self) -> None:
+        """Nothing more comes.
+
+        Raises:
+            ApiError: `bad_request`, the form was cut off, perhaps within a part that its reader takes all the same.
+        """
+        if self.scanner and not self.scanner.finished:
+            raise ApiError("bad_request", "The form (multipart/form-data) ends without its closing boundary.")
         self.finished = True
 
 
@@ -90,17 +111,13 @@ async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool) -
         return Body(length=length)
     content_type = request.headers.get("Content-Type", "")
     body = Body(length=length, scanner=_scanner(content_type, restricted), finished=False)
-    pieces = _pieces(request, body, limit)
-    held = bytearray()
-    whole = is_read_whole(content_type)
+    pieces, held, whole = _pieces(request, body, limit), bytearray(), is_read_whole(content_type)
     async for piece in pieces:
         held += piece
-        if body.scanner:
-            scan(body.scanner, piece)
         if len(held) > HELD_BYTES and not whole:
             break
     else:
-        body.finished, body.length = True, len(held)
+        body.length = len(held)
     body.held = bytes(held)
     body.rest = None if body.finished else pieces
     if body.scanner and body.scanner.model is None and not body.finished:
@@ -116,23 +133,13 @@ def _scanner(content_type: str, restricted: bool) -> ModelScanner | None:
     return ModelScanner(boundary) if boundary else None
 
 
-def scan(scanner: ModelScanner, piece: bytes) -> None:
-    """Watch a piece of a form pass.
-
-    Raises:
-        ApiError: `bad_request`, or `duplicate_key` when the model is named twice.
-    """
-    scanner.feed(piece)
-    if scanner.duplicated:
-        raise ApiError("duplicate_key", "The form names `model` twice.", param="model")
-
-
 async def _pieces(request: web.BaseRequest, body: Body, limit: int) -> AsyncIterator[bytes]:
     try:
         while piece := await request.content.readany():
-            body.size += len(piece)
-            if body.size > limit:
-                raise _too_large(limit)
+            body.take(piece, limit)
             yield piece
     except (web.RequestPayloadError, web.PayloadAccessError) as error:
         raise ApiError("bad_request", "The body is not framed as its headers say.") from error
+    except ConnectionError as error:
+        raise ClientGone("The client closed its connection.") from error
+    body.end()

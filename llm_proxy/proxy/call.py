@@ -24,6 +24,11 @@ from llm_proxy.tokens import Token
 _MOST_KEPT = 400
 
 
+def shown(text: str | None) -> str | None:
+    """Text of a client's or provider's as an event may hold it: bounded, and writable as UTF-8; None when it is empty."""
+    return text[:_MOST_KEPT].encode("utf-8", "replace").decode() if text else None
+
+
 class Route(NamedTuple):
     """Where a call may go: a provider, with the profile of its type."""
 
@@ -56,15 +61,17 @@ class Call:
             request_id=self.request_id,
             correlation_id=self.correlation_id,
             client_ip=peer.address,
-            user_agent=request.headers.get(hdrs.USER_AGENT, "")[:_MOST_KEPT] or None,
+            user_agent=shown(request.headers.get(hdrs.USER_AGENT)),
             method=request.method,
-            path=self.target.path[:_MOST_KEPT],
+            path=shown(self.target.path) or "",
         )
         self.token: Token
         self.body = Body()
+        self.wants_stream = False
         self.reached_provider = False
         self.published = False
         self.sent_ns = 0
+        self.sent_at = 0.0
         self.tee: Tee | None = None
         self.end_error: ApiError | None = None
         self.deadline: asyncio.Timeout | None = None
@@ -127,15 +134,25 @@ class Call:
         """The Server-Timing header's value, in milliseconds."""
         return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in self.timings).encode()
 
-    @staticmethod
-    def outcome_of(error: ApiError) -> str:
-        """What became of a call that ended with this error before any answer."""
+    def sent(self) -> None:
+        """The request is handed to the provider's connection, so it counts from now on."""
+        self.reached_provider = True
+        self.sent_ns, self.sent_at = time.time_ns(), time.perf_counter()
+
+    def outcome_of(self, error: ApiError) -> str:
+        """What became of a call that ended with this error."""
         if isinstance(error, UpstreamError):
-            return "upstream_failed"
+            return "upstream_incomplete" if self.reply.started else "upstream_failed"
         return {"internal_error": "internal_error", "shutting_down": "aborted_by_shutdown"}.get(error.code, "refused")
 
-    def publish(self, outcome: str, error: ApiError | None = None) -> None:
-        """Publish the call's event; only the first time counts."""
+    def publish(self, outcome: str, error: ApiError | None = None, *, last: bytes = b"") -> None:
+        """Publish the call's event; only the first time counts.
+
+        Args:
+            outcome: one of `events.OUTCOMES`.
+            error: what we answered, or ended the reply with.
+            last: the end of the reply, which is handed over next.
+        """
         if self.published:
             return
         self.published = True
@@ -146,7 +163,7 @@ class Call:
         event.overhead = max(0.0, event.duration - self._waited)
         if self.tee:
             event.usage, event.model_used, event.stream = self.tee.usage(), self.tee.model, self.tee.is_event_stream
-        event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes
+        event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes + len(last)
         self.context.bus.publish(event)
 
     def settle(self) -> None:

@@ -1,14 +1,14 @@
 """A call's way to its provider, with the answer's way back."""
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Callable
 
-from llm_proxy import dialects
-from llm_proxy.errors import ApiError, UpstreamError, UpstreamInvalid, UpstreamTimeout
+from llm_proxy.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout
 from llm_proxy.providers.policy import cors_headers
+from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.proxy import headers, urls
-from llm_proxy.proxy.call import Call, Route
+from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
 from llm_proxy.upstream import Answer, Request
@@ -21,26 +21,36 @@ async def forward(call: Call, route: Route) -> Reply:
     """Send the call to its provider, stream the answer back; returns the reply, which is written.
 
     Raises:
-        ApiError: there is no answer, or the call must end, and nothing was sent to the client yet.
+        ApiError: there is no answer, it broke off, or the call must end; `Reply.started` says if any of it was sent.
         ClientGone: the client left.
     """
+    timeouts = _timeouts(call, route)
+    call.body.on_error = call.end
     try:
-        async with asyncio.timeout(route.profile.timeouts.total) as call.deadline:
+        async with asyncio.timeout(timeouts.total) as call.deadline:
             call.check_ended()
-            answer = await _open(call, route)
+            answer = await _open(call, route, timeouts)
             try:
-                await _relay(call, route, answer)
+                await _relay(call, route, answer, timeouts.idle)
             except BaseException:
                 answer.abort()
                 raise
             _release(call, answer)
     except TimeoutError:
-        await _fail(call, call.end_error or UpstreamTimeout("The call took longer than it may in total.", sent=True))
-    except ApiError as error:
-        await _fail(call, error)
+        raise call.end_error or UpstreamTimeout("The call took longer than it may in total.", sent=True) from None
     finally:
         call.deadline = None
     return call.reply
+
+
+def _timeouts(call: Call, route: Route) -> Timeouts:
+    """The profile's timeouts, or what the settings put in their place."""
+    timeouts, settings = route.profile.timeouts, call.context.settings
+    if settings.request_timeout_secs:
+        timeouts = dataclasses.replace(timeouts, first_byte=settings.request_timeout_secs, idle=settings.request_timeout_secs)
+    if settings.ttft_timeout_secs and call.wants_stream:
+        timeouts = dataclasses.replace(timeouts, first_byte=min(timeouts.first_byte, settings.ttft_timeout_secs))
+    return timeouts
 
 
 def _release(call: Call, answer: Answer) -> None:
@@ -51,40 +61,23 @@ def _release(call: Call, answer: Answer) -> None:
         answer.abort()
 
 
-async def _fail(call: Call, error: ApiError) -> None:
-    """Pass the error on while an answer can still be chosen; else break the reply off, so that it never looks whole."""
-    if not call.reply.started:
-        raise error
-    tee = call.tee
-    words = b""
-    if tee and tee.is_event_stream and tee.is_uncoded:
-        words = b"" if tee.at_boundary else b"\n\n"
-        words += dialects.stream_error(error, call.target.path, call.request_id)
-    await call.reply.break_off(words)
-    call.publish("upstream_incomplete" if isinstance(error, UpstreamError) else call.outcome_of(error), error)
-
-
-async def _open(call: Call, route: Route) -> Answer:
+async def _open(call: Call, route: Route, timeouts: Timeouts) -> Answer:
     event, began = call.event, time.perf_counter()
-
-    def on_sent() -> None:
-        call.reached_provider = True
-        call.sent_ns = time.time_ns()
-        event.connect = time.perf_counter() - began
-
     event.attempts += 1
     try:
         with call.waiting():
-            answer = await call.context.upstream.open(_request(call, route, on_sent))
+            answer = await call.context.upstream.open(_request(call, route, timeouts))
     except UpstreamError as error:
-        raise call.body.error or error from error
-    event.first_byte = time.perf_counter() - began - (event.connect or 0.0)
-    call.timings += [("connect", event.connect or 0.0), ("ttfb", event.first_byte)]
-    event.upstream_request_id = headers.first(answer.headers, UPSTREAM_REQUEST_IDS)
+        raise call.end_error or error from error
+    finally:
+        event.connect = call.sent_at - began if call.reached_provider else None
+    event.first_byte = time.perf_counter() - call.sent_at
+    call.timings += [("connect", call.sent_at - began), ("ttfb", event.first_byte)]
+    event.upstream_request_id = shown(headers.first(answer.headers, UPSTREAM_REQUEST_IDS))
     return answer
 
 
-def _request(call: Call, route: Route, on_sent: Callable[[], None]) -> Request:
+def _request(call: Call, route: Route, timeouts: Timeouts) -> Request:
     path, profile = call.target.path, route.profile
     key = route.provider.api_key
     assert key is not None
@@ -104,12 +97,13 @@ def _request(call: Call, route: Route, on_sent: Callable[[], None]) -> Request:
         body=call.body.content(),
         length=call.body.length,
         profile=profile,
+        timeouts=timeouts,
         trusted=route.base_url == profile.base_url,
-        on_sent=on_sent,
+        on_sent=call.sent,
     )
 
 
-async def _relay(call: Call, route: Route, answer: Answer) -> None:
+async def _relay(call: Call, route: Route, answer: Answer, idle: float) -> None:
     """Stream the answer back through a tee that only watches; the event goes out before the end of the reply does."""
     content_type = headers.first(answer.headers, (b"content-type",)) or ""
     tee = call.tee = Tee(content_type, headers.first(answer.headers, (b"content-encoding",)) or "")
@@ -117,33 +111,36 @@ async def _relay(call: Call, route: Route, answer: Answer) -> None:
     call.reply.begin(answer.status, answer.reason, _headers(call, route, answer, tee), int(length) if length else None)
     if tee.is_event_stream:
         await call.reply.flush_head()
-    await _relay_body(call, route, answer, tee)
+    await _relay_body(call, answer, tee, idle)
 
 
-async def _relay_body(call: Call, route: Route, answer: Answer, tee: Tee) -> None:
-    left = call.reply.length
-    first_body_byte = call.context.settings.ttft_timeout_secs if tee.is_event_stream else 0
-    idle = min(first_body_byte or route.profile.timeouts.idle, route.profile.timeouts.idle)
-    while chunk := await _next_chunk(call, answer, tee, idle):
-        idle = route.profile.timeouts.idle
+async def _relay_body(call: Call, answer: Answer, tee: Tee, idle: float) -> None:
+    left = call.reply.length if call.reply.has_body else None
+    patience = _until_first_byte(call, tee, idle)
+    while chunk := await _next_chunk(call, answer, tee, patience):
+        patience = idle
         tee.feed(chunk)
-        if left is not None:
-            left -= len(chunk)
-            if left <= 0:
-                return await _end(call, chunk)
+        if left is not None and (left := left - len(chunk)) <= 0:
+            break
         with call.waiting():
             await call.reply.write(chunk)
     if left:
         raise UpstreamInvalid("The provider's answer is shorter than it said.", sent=True)
-    await _end(call, b"")
+    await _end(call, chunk)
+
+
+def _until_first_byte(call: Call, tee: Tee, idle: float) -> float:
+    """How long the first byte of the body may take: of a stream, no longer than is left of TTFT_TIMEOUT_SECS."""
+    limit = call.context.settings.ttft_timeout_secs
+    if not (limit and tee.is_event_stream):
+        return idle
+    return min(idle, max(0.0, limit - (time.perf_counter() - call.sent_at)))
 
 
 async def _end(call: Call, last: bytes) -> None:
     call.reply.check_client()
-    call.reply.sent_bytes += len(last)
-    call.publish("completed")
-    with call.waiting():
-        await call.reply.end(last)
+    call.publish("completed", last=last)
+    await call.reply.end(last)
 
 
 async def _next_chunk(call: Call, answer: Answer, tee: Tee, idle: float) -> bytes:

@@ -1,6 +1,5 @@
 """The life of a call, in one function."""
 
-import asyncio
 import contextlib
 import logging
 import random
@@ -16,15 +15,13 @@ from llm_proxy.logs import request_ids
 from llm_proxy.middleware import peer_of_request
 from llm_proxy.providers import policy
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
-from llm_proxy.proxy.call import Call, Route
+from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.credentials import presented_token
 from llm_proxy.proxy.forward import forward
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.tokens import Token
 
 log = logging.getLogger(__name__)
-
-MOST_SHOWN = 200
 
 # Refusals of a credential: these are audited.
 CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive"})
@@ -48,16 +45,12 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
         route = choose(call, routes)
         return await forward(call, route)
     except ApiError as error:
-        return await refuse(call, error)
-    except (ClientGone, ConnectionError):
+        return await tell(call, error)
+    except ClientGone:
         return call.reply
-    except asyncio.CancelledError:
-        raise
     except Exception:
         log.exception("a call failed by a mistake of this program")
-        return await refuse(
-            call, ApiError("internal_error", "Something went wrong here. The log has the details under this request id.")
-        )
+        return await tell(call, ApiError("internal_error", "Something went wrong here. The log has it under this request id."))
     finally:
         context.active -= 1
         call.publish("aborted_by_shutdown" if context.stopping else "client_gone")
@@ -143,8 +136,9 @@ async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
     with call.waiting():
         call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted)
     parameters = read_parameters(call, strict=restricted)
+    call.wants_stream = (parameters or {}).get("stream") is True
     model = policy.model_of(call.target.path, parameters)
-    call.event.model = model[:MOST_SHOWN] if model else None
+    call.event.model = shown(model)
     policy.check_model(allowed, model, required=policy.needs_model(request.method, call.target.path))
     profiles = [route.profile for route in routes]
     admitted = policy.admit(profiles, request.method, call.target.path, request.headers, parameters or {})
@@ -175,6 +169,19 @@ def choose(call: Call, routes: list[Route]) -> Route:
     return route
 
 
+async def tell(call: Call, error: ApiError) -> Reply:
+    """Answer with the error while an answer can still be chosen; else break the reply off, so that it never looks whole."""
+    if not call.reply.started:
+        return await refuse(call, error)
+    call.publish(call.outcome_of(error), error)
+    words, tee = b"", call.tee
+    if tee and tee.is_event_stream and tee.is_uncoded:
+        words = b"" if tee.at_boundary else b"\n\n"
+        words += dialects.stream_error(error, call.target.path, call.request_id)
+    await call.reply.break_off(words)
+    return call.reply
+
+
 async def refuse(call: Call, error: ApiError) -> Reply:
     """Answer with an error, in the dialect of the path."""
     if error.code in CREDENTIAL_CODES:
@@ -198,8 +205,8 @@ async def answer(
     """Send an answer of our own, its event first."""
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
     call.reply.begin(status, "", raw, len(body))
-    call.publish(outcome, error)
-    with contextlib.suppress(ClientGone, ConnectionError):
+    call.publish(outcome, error, last=body)
+    with contextlib.suppress(ClientGone):
         await call.reply.end(body)
     return call.reply
 

@@ -1,6 +1,6 @@
 """Which headers go to the provider, which come back."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from llm_proxy.grammar import RawHeaders
 from llm_proxy.providers.profiles import Auth
@@ -39,8 +39,10 @@ _NOT_TO_PROVIDER = HOP_BY_HOP | {
     *(name.encode() for name in CREDENTIALS),
 }
 _PREFIXES_NOT_TO_PROVIDER = (b"x-forwarded-", b"cf-", b"proxy-")
-_NOT_TO_CLIENT = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"alt-svc", b"x-proxy"}
+_NOT_TO_CLIENT = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"alt-svc", b"x-proxy-cache"}
 _PREFIXES_NOT_TO_CLIENT = (b"access-control-", b"proxy-", b"x-upstream-request-")
+# Lists, to which we add; of every other header that we set, the provider's goes.
+_APPENDED = frozenset({b"server-timing", b"cache-status", b"vary", b"x-request-id"})
 _URLS = frozenset({b"location", b"operation-location"})
 _READABLE_CODINGS = frozenset({"gzip", "deflate", "identity"})
 
@@ -58,7 +60,7 @@ def to_provider(
         headers: the client's, checked by `grammar.check_head`, thus ASCII.
         defaults: lower-case names and values that are added when absent.
     """
-    dropped = _NOT_TO_PROVIDER | _named_by_connection(headers)
+    dropped = _NOT_TO_PROVIDER | _named_by_connection(headers) | {auth.header.lower().encode()}
     kept, present = [], set()
     for name, value in headers:
         lowered = name.lower()
@@ -82,9 +84,7 @@ def readable_codings(value: str) -> str:
     return ", ".join(kept) or "identity"
 
 
-def to_client(
-    headers: RawHeaders, added: Iterable[tuple[bytes, bytes]], rewrite: Callable[[str], str]
-) -> list[tuple[bytes, bytes]]:
+def to_client(headers: RawHeaders, added: RawHeaders, rewrite: Callable[[str], str]) -> list[tuple[bytes, bytes]]:
     """The headers of an answer as the client gets them, in their order, ours at the end; the framing is not among them.
 
     Args:
@@ -92,7 +92,8 @@ def to_client(
         added: ours.
         rewrite: turns a URL of the provider into ours.
     """
-    dropped = _NOT_TO_CLIENT | _named_by_connection(headers)
+    replaced = {name.lower() for name, _ in added} - _APPENDED
+    dropped = _NOT_TO_CLIENT | _named_by_connection(headers) | replaced
     kept: list[tuple[bytes, bytes]] = []
     for name, value in headers:
         lowered = name.lower()
@@ -108,7 +109,7 @@ def to_client(
 
 def _safe(value: bytes) -> bool:
     """A control character could end the header early for some readers (response splitting)."""
-    return not any(byte < 0x20 and byte != 0x09 or byte == 0x7F for byte in value)
+    return not any((byte < 0x20 and byte != 0x09) or byte == 0x7F for byte in value)
 
 
 def first(headers: RawHeaders, names: Collection[bytes]) -> str | None:

@@ -33,11 +33,10 @@ class Reply:
         self._request = request
         self._head = b""
         self._chunked = False
-        self._has_body = True
         self._by_close = False
+        self.has_body = True
         self.status = 0
         self.started = False
-        self.ended = False
         self.sent_bytes = 0
         self.length: int | None = None
         self.asked_for_body = False
@@ -49,32 +48,35 @@ class Reply:
         self._transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def begin(self, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
-        """Settle the head; it travels with the first bytes of the body, or with `flush_head`.
+        """Settle the head; it travels with the first bytes of the body, or with `flush_head`. Until then it may be settled anew.
 
         Args:
             length: of the body in bytes, None when it is not known.
         """
         self.status, self.length = status, length
-        self._has_body = self._request.method != "HEAD" and status not in (204, 304)
+        self.has_body = self._request.method != "HEAD" and status not in (204, 304)
         is_11 = self._request.version >= HttpVersion11
+        unknown = self.has_body and length is None
+        self._chunked, self._by_close = unknown and is_11, unknown and not is_11
+        # Where a body that nobody waits for any more is still on its way, only a closed connection ends it.
+        self.keep_alive = self.keep_alive and not self._by_close and self._request.content.is_eof()
         lines = [f"HTTP/1.{1 if is_11 else 0} {status} {_clean(reason) or _phrase(status)}".encode()]
-        names = set()
-        for name, value in headers:
-            names.add(name.lower())
-            lines.append(name + b": " + value)
-        if b"date" not in names:
+        lines += [name + b": " + value for name, value in headers]
+        if not any(line[:5].lower() == b"date:" for line in lines):
             lines.append(b"Date: " + formatdate(usegmt=True).encode())
-        if length is not None and status != 204:
-            lines.append(b"Content-Length: %d" % length)
-        elif self._has_body:
-            self._chunked, self._by_close = is_11, not is_11
-            lines += [b"Transfer-Encoding: chunked"] if is_11 else []
-        self.keep_alive = self.keep_alive and not self._by_close
+        self._head = b"\r\n".join([*lines, *self._framing(), b"\r\n"])
+
+    def _framing(self) -> list[bytes]:
+        lines = []
+        if self._chunked:
+            lines.append(b"Transfer-Encoding: chunked")
+        elif self.length is not None and self.status != 204:
+            lines.append(b"Content-Length: %d" % self.length)
         if not self.keep_alive:
             lines.append(b"Connection: close")
-        elif not is_11:
+        elif self._request.version < HttpVersion11:
             lines.append(b"Connection: keep-alive")
-        self._head = b"\r\n".join(lines) + b"\r\n\r\n"
+        return lines
 
     @property
     def is_chunked(self) -> bool:
@@ -84,6 +86,7 @@ class Reply:
     def _transport(self) -> asyncio.WriteTransport:
         transport = self._request.transport
         if transport is None or transport.is_closing():
+            self.keep_alive = False
             raise ClientGone("The client closed its connection.")
         return transport
 
@@ -109,10 +112,9 @@ class Reply:
         self.sent_bytes += len(data)
         if self._chunked:
             data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + b"0\r\n\r\n"
-        elif not self._has_body:
+        elif not self.has_body:
             data = b""
         await self._send(data)
-        self.ended = True
 
     async def _send(self, data: bytes) -> None:
         transport = self._transport()
@@ -120,7 +122,10 @@ class Reply:
         head, self._head = self._head, b""
         if head or data:
             transport.write(head + data if head else data)
-        await self._request.writer.drain()
+        try:
+            await self._request.writer.drain()
+        except ConnectionError as error:
+            raise ClientGone("The client closed its connection.") from error
 
     async def break_off(self, last_words: bytes) -> None:
         """End a reply that cannot be completed so that no client can take it for whole.
@@ -136,7 +141,7 @@ class Reply:
             try:
                 async with asyncio.timeout(DRAIN_SECONDS):
                     await self.write(last_words)
-            except (TimeoutError, ClientGone, ConnectionError):
+            except (TimeoutError, ClientGone):
                 transport.abort()
             transport.close()
             return

@@ -1,7 +1,7 @@
 """The provider's URLs: how a call's path joins a base, how an answer's URL leads back to us."""
 
 from collections.abc import Mapping
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, unquote_plus, urljoin, urlsplit
 
 VERSION = "/v1"
 
@@ -20,11 +20,11 @@ def join(base: str, path: str) -> str:
 
 def with_defaults(query: str | None, defaults: Mapping[str, str]) -> str:
     """The query as it was sent, with the parameters it lacks added; with its question mark, or empty."""
-    present = {part.partition("=")[0] for part in (query or "").split("&")}
+    present = {unquote_plus(part.partition("=")[0]) for part in (query or "").split("&")}
     added = [f"{name}={quote(value, safe='')}" for name, value in defaults.items() if name not in present]
     if query is None and not added:
         return ""
-    return "?" + "&".join([query] * bool(query) + added)
+    return "?" + "&".join([*([query] if query else []), *added])
 
 
 def rewritten(url: str, base: str, ours: str) -> str:
@@ -33,11 +33,19 @@ def rewritten(url: str, base: str, ours: str) -> str:
     Args:
         url: from `Location` or `Operation-Location`.
         base: the provider's base URL.
-        ours: scheme and authority under which the client called us.
+        ours: scheme and authority under which the client called us; empty when it named none.
     """
     there = urlsplit(base)
-    absolute = f"{there.scheme}://{there.netloc}{url}" if url.startswith("/") and not url.startswith("//") else url
-    rest = absolute.removeprefix(base)
-    if rest == absolute or rest[:1] not in ("", "/", "?"):
+    try:
+        absolute = urlsplit(urljoin(base, url) if url.startswith("/") else url)
+        same = _origin(absolute) == _origin(there)
+    except ValueError:
         return url
-    return ours + (VERSION if base.endswith(VERSION) else "") + rest
+    rest = absolute.path.removeprefix(there.path)
+    if not same or (there.path and rest == absolute.path) or rest[:1] not in ("", "/"):
+        return url
+    return ours + absolute._replace(scheme="", netloc="", path=(VERSION if base.endswith(VERSION) else "") + rest).geturl()
+
+
+def _origin(url: SplitResult) -> tuple[str, str | None, int | None]:
+    return url.scheme, url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)

@@ -9,8 +9,11 @@ from urllib.parse import urlsplit
 
 from llm_proxy.errors import InvalidField, UpstreamInvalid
 from llm_proxy.grammar import MAX_HEAD_BYTES, RawHeaders
-from llm_proxy.providers.profiles import Profile
+from llm_proxy.providers.profiles import Profile, Timeouts
 from llm_proxy.settings import Settings
+
+# NAT64's well-known prefix, and the retired "IPv4-compatible" one, which some systems still route.
+_WITH_IPV4_LAST = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Request:
         headers: in order, without Host, hop-by-hop fields and framing.
         body: all of it, or pieces as they arrive, or None.
         length: the size of `body` in bytes when it is known, None when it must be chunked.
-        profile: gives timeouts and idle connections.
+        profile: bounds idle connections.
+        timeouts: how long the provider may take.
         trusted: the URL is the operator's word, so it may be a private address.
         on_sent: called when the head is handed to the connection; from then on the provider may be working.
     """
@@ -33,6 +37,7 @@ class Request:
     body: bytes | AsyncIterator[bytes] | None
     length: int | None
     profile: Profile
+    timeouts: Timeouts
     trusted: bool
     on_sent: Callable[[], None]
 
@@ -96,8 +101,9 @@ def check_answer(status: int, headers: RawHeaders) -> None:
     if sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD_BYTES:
         raise UpstreamInvalid("The provider's headers are too large.", sent=True)
     lengths = [value.strip() for name, value in headers if name.lower() == b"content-length"]
-    codings = [value for name, value in headers if name.lower() == b"transfer-encoding"]
-    if len(set(lengths)) > 1 or (lengths and not lengths[0].isdigit()) or (lengths and codings):
+    codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
+    # Any coding but chunked alone would be taken off with the header that names it, and leave the body unreadable.
+    if len(lengths) > 1 or not all(map(bytes.isdigit, lengths)) or (lengths and codings) or codings not in ([], [b"chunked"]):
         raise UpstreamInvalid("The provider's answer has no clear length.", sent=True)
 
 
@@ -107,14 +113,14 @@ def check_base_url(field: str, url: str, *, allow_private: bool) -> str:
     Raises:
         InvalidField: it is not https, has user info, query or fragment, or names a private address.
     """
-    parts = urlsplit(url)
     schemes = ("https", "http") if allow_private else ("https",)
     try:
+        parts = urlsplit(url)
         usable = parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
-        usable = False
+        raise _unusable(field, schemes) from None
     if not usable or not url.isascii() or any(c.isspace() for c in url):
-        raise InvalidField(field, f"give a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}.")
+        raise _unusable(field, schemes)
     if parts.username is not None or parts.password is not None or "?" in url or "#" in url:
         raise InvalidField(field, "give a URL without user, query and fragment; the key has a field of its own.")
     if not allow_private and is_private(parts.hostname or ""):
@@ -122,11 +128,25 @@ def check_base_url(field: str, url: str, *, allow_private: bool) -> str:
     return url.rstrip("/")
 
 
+def _unusable(field: str, schemes: Sequence[str]) -> InvalidField:
+    return InvalidField(field, f"give a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}.")
+
+
 def is_private(host: str) -> bool:
     """Whether a host is an address literal that is not public, or a name for this machine; other names are looked up later."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = getattr(address, "ipv4_mapped", None)
-    return not (mapped or address).is_global or address.is_multicast
+        name = host.rstrip(".").lower()
+        return name == "localhost" or name.endswith(".localhost")
+    address = _embedded(address) or address
+    return not address.is_global or address.is_multicast
+
+
+def _embedded(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 address leads to: mapped, 6to4, or by a NAT64 gateway (RFC 6052)."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return None
+    last = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    through_gateway = any(address in network for network in _WITH_IPV4_LAST)
+    return address.ipv4_mapped or address.sixtofour or (last if through_gateway else None)

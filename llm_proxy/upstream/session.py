@@ -1,7 +1,6 @@
 """The upstream side on aiohttp's ClientSession."""
 
 import asyncio
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -9,8 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-from aiohttp import abc, hdrs
-from multidict import CIMultiDict
+from aiohttp import hdrs
 from yarl import URL
 
 from llm_proxy.errors import (
@@ -23,44 +21,15 @@ from llm_proxy.errors import (
 )
 from llm_proxy.grammar import MAX_HEAD_BYTES, RawHeaders
 from llm_proxy.settings import Settings
-from llm_proxy.upstream import Request, check_answer, is_private
+from llm_proxy.upstream import Request, is_private
+from llm_proxy.upstream.connector import BoundedConnector, PublicResolver
 
 READ_BUFFER = 64 * 1024
 # aiohttp warns of larger bodies in one piece, since they would be copied in one go.
 PIECE = 256 * 1024
-IDLE_SECONDS = 55.0
+# Together they are bounded by MAX_HEAD_BYTES.
+MAX_HEADERS = 1024
 NOT_OURS_TO_ADD = (hdrs.USER_AGENT, hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE)
-
-
-class PublicResolver(abc.AbstractResolver):
-    """Resolves names, leaving out addresses that are not public, so that no name can point the proxy at its own network."""
-
-    def __init__(self) -> None:
-        self._inner = aiohttp.ThreadedResolver()
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[abc.ResolveResult]:
-        found = await self._inner.resolve(host, port, family)
-        public = [result for result in found if not is_private(result["host"])]
-        if not public:
-            raise OSError("the name has no public address")
-        return public
-
-    async def close(self) -> None:
-        await self._inner.close()
-
-
-class BoundedConnector(aiohttp.TCPConnector):
-    """A connector that bounds idle connections, never calls."""
-
-    def __init__(self, *, max_idle: int, max_idle_per_host: int, **kwargs: Any) -> None:
-        super().__init__(limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=60, **kwargs)
-        self._max_idle = max_idle
-        self._max_idle_per_host = max_idle_per_host
-
-    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
-        idle = len(self._conns.get(key, ()))
-        full = idle >= self._max_idle_per_host or sum(map(len, self._conns.values())) >= self._max_idle
-        super()._release(key, protocol, should_close=should_close or full)
 
 
 def _tls(settings: Settings) -> ssl.SSLContext | bool:
@@ -85,8 +54,11 @@ class SessionUpstream:
         self._allow_private = settings.allow_private_upstreams
         self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
 
+    def _is_guarded(self, request: Request) -> bool:
+        return not (request.trusted or self._allow_private)
+
     def _session(self, request: Request) -> aiohttp.ClientSession:
-        guarded = not (request.trusted or self._allow_private)
+        guarded = self._is_guarded(request)
         key = (request.profile.name, guarded)
         session = self._sessions.get(key)
         if session is None:
@@ -96,11 +68,12 @@ class SessionUpstream:
     def _new_session(self, request: Request, guarded: bool) -> aiohttp.ClientSession:
         tracing = aiohttp.TraceConfig()
         tracing.on_request_headers_sent.append(_head_sent)
+        resolver = aiohttp.ThreadedResolver()
         connector = BoundedConnector(
             max_idle=request.profile.max_idle,
             max_idle_per_host=request.profile.max_idle_per_host,
             ssl=self._tls,
-            resolver=PublicResolver() if guarded else aiohttp.ThreadedResolver(),
+            resolver=PublicResolver(resolver) if guarded else resolver,
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -111,12 +84,13 @@ class SessionUpstream:
             read_bufsize=READ_BUFFER,
             max_line_size=MAX_HEAD_BYTES,
             max_field_size=MAX_HEAD_BYTES,
+            max_headers=MAX_HEADERS,
             trace_configs=[tracing],
         )
 
     async def open(self, request: Request) -> "SessionAnswer":
         """See `Upstream.open`."""
-        if not (request.trusted or self._allow_private) and is_private(urlsplit(request.url).hostname or ""):
+        if self._is_guarded(request) and is_private(urlsplit(request.url).hostname or ""):
             raise UpstreamUnavailable("The provider's address is not public.")
         progress = _Progress(request)
         try:
@@ -124,21 +98,18 @@ class SessionUpstream:
                 response = await self._session(request).request(
                     request.method,
                     URL(request.url, encoded=True),
-                    headers=_headers(request),
+                    headers=_framing(request),
+                    middlewares=[_HeadersAsGiven(request)],
                     data=_body(request, progress),
                     allow_redirects=False,
-                    timeout=aiohttp.ClientTimeout(total=None, connect=request.profile.timeouts.connect),
+                    timeout=aiohttp.ClientTimeout(total=None, connect=request.timeouts.connect),
                     trace_request_ctx=progress,
                 )
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise _translated(error, progress.sent) from error
-        answer = SessionAnswer(response)
-        try:
-            check_answer(answer.status, answer.headers)
-        except UpstreamError:
-            answer.abort()
-            raise
-        return answer
+        finally:
+            progress.deadline = None
+        return SessionAnswer(response)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -149,10 +120,9 @@ class SessionUpstream:
 class _Progress:
     """How far a request has come: the first-byte deadline starts when the provider has something to work on."""
 
-    deadline: asyncio.Timeout
-
     def __init__(self, request: Request) -> None:
         self.sent = False
+        self.deadline: asyncio.Timeout | None = None
         self._request = request
 
     def head_sent(self) -> None:
@@ -161,24 +131,37 @@ class _Progress:
         self._request.on_sent()
 
     def moved(self) -> None:
-        self.deadline.reschedule(asyncio.get_running_loop().time() + self._request.profile.timeouts.first_byte)
+        """A piece of the request is gone; the answer may have begun before."""
+        if self.deadline and not self.deadline.expired():
+            self.deadline.reschedule(asyncio.get_running_loop().time() + self._request.timeouts.first_byte)
 
 
 async def _head_sent(_session: Any, context: SimpleNamespace, _params: Any) -> None:
     context.trace_request_ctx.head_sent()
 
 
-def _headers(request: Request) -> CIMultiDict[str]:
-    headers = CIMultiDict(request.headers)
-    if request.length is not None and (request.body is not None or request.length):
-        headers[hdrs.CONTENT_LENGTH] = str(request.length)
-    return headers
+class _HeadersAsGiven:
+    """Puts the headers into a request just before it is sent: aiohttp itself would drop one of two names that differ in case."""
+
+    def __init__(self, request: Request) -> None:
+        self._headers = request.headers
+
+    async def __call__(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        for name, value in self._headers:
+            request.headers.add(name, value)
+        return await send(request)
+
+
+def _framing(request: Request) -> dict[str, str]:
+    stated = request.length is not None and (request.body is not None or request.length > 0)
+    return {hdrs.CONTENT_LENGTH: str(request.length)} if stated else {}
 
 
 def _body(request: Request, progress: _Progress) -> bytes | AsyncIterator[bytes] | None:
-    if isinstance(request.body, bytes):
-        return request.body if len(request.body) <= PIECE else _pieces(request.body)
-    return _moving(request.body, progress) if request.body is not None else None
+    body = request.body
+    if body is None or (isinstance(body, bytes) and len(body) <= PIECE):
+        return body
+    return _moving(_pieces(body) if isinstance(body, bytes) else body, progress)
 
 
 async def _pieces(body: bytes) -> AsyncIterator[bytes]:
@@ -201,12 +184,12 @@ def _translated(error: Exception, sent: bool) -> UpstreamError:
             return UpstreamTimeout("The provider did not begin its answer in time.", sent=True)
         case TimeoutError():
             return UpstreamTimeout("The provider could not be connected to in time.")
-        case aiohttp.ClientConnectorError() | aiohttp.ClientConnectorDNSError():
-            return UpstreamUnavailable("The provider could not be connected to.", sent=sent)
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | OSError():
-            return UpstreamUnavailable("The provider closed the connection without an answer.", sent=sent)
+        case OSError() | aiohttp.ServerDisconnectedError() if sent:
+            return UpstreamUnavailable("The provider closed the connection without an answer.", sent=True)
+        case _ if sent:
+            return UpstreamInvalid("The provider's answer is not valid HTTP.", sent=True)
         case _:
-            return UpstreamInvalid("The provider's answer is not valid HTTP.", sent=sent)
+            return UpstreamUnavailable("The provider could not be connected to.")
 
 
 class SessionAnswer:
@@ -220,12 +203,14 @@ class SessionAnswer:
 
     async def chunk(self) -> bytes:
         """See `Answer.chunk`."""
+        content = self._response.content
         try:
-            return await self._response.content.readany()
-        except aiohttp.ClientPayloadError as error:
-            raise UpstreamInvalid("The provider's answer broke off.", sent=True) from error
+            return await content.readany()
         except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamUnavailable("The provider closed the connection before the end of its answer.", sent=True) from error
+            # What came before the break is the client's all the same; the next call of this raises.
+            if content._buffer:
+                return content._read_nowait(-1)
+            raise _broken(error) from error
 
     def close(self) -> None:
         """See `Answer.close`."""
@@ -234,3 +219,9 @@ class SessionAnswer:
     def abort(self) -> None:
         """See `Answer.abort`."""
         self._response.close()
+
+
+def _broken(error: Exception) -> UpstreamError:
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return UpstreamInvalid("The provider's answer broke off.", sent=True)
+    return UpstreamUnavailable("The provider closed the connection before the end of its answer.", sent=True)

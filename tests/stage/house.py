@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from stage.secrets import used
+
 from llm_proxy import settings as all_settings
 from llm_proxy.acts import projects, tokens
 from llm_proxy.audit import Who
@@ -50,13 +52,15 @@ class House:
 
     async def project(self, api_base: str, *, provider_type: str = "openai", name: str = "", key: str = PROVIDER_KEY) -> str:
         """A project with one key; returns its id."""
+        if self.context.settings.encryption_key:
+            used(key)
         given = {"name": name or secrets.token_hex(6), "api_key": key, "provider_type": provider_type, "api_base": api_base}
         return (await projects.create(self.context, TESTER, given)).id
 
     async def token(self, project_id: str, **fields: Any) -> str:
         """A token of a project."""
         _, secret = await tokens.create(self.context, TESTER, {"project_id": project_id, **fields})
-        return secret.reveal()
+        return used(secret.reveal())
 
     async def token_for(self, api_base: str, *, provider_type: str = "openai", **fields: Any) -> str:
         """A token of a new project whose key leads to `api_base`."""
@@ -66,6 +70,8 @@ class House:
 @asynccontextmanager
 async def open_house(settings: Settings, **more: Any) -> AsyncIterator[House]:
     """The program with these settings; `more` goes to `open_context`."""
+    for secret in (*settings.management_token, *settings.encryption_key, settings.metrics_token):
+        used(secret.reveal())
     async with open_context(settings, **more) as context, open_sites(context) as sites:
         house = House(context, sites)
         context.bus.read_by(house.events.append)

@@ -68,12 +68,28 @@ class Postgres:
 
     def make(self) -> None:
         """Make the cluster's files."""
-        command = [self._bin / "initdb", "-D", self._folder / "data", "-U", "llm", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C"]
+        command = [
+            self._bin / "initdb",
+            "-D",
+            self._folder / "data",
+            "-U",
+            "llm",
+            "--auth=trust",
+            "--no-sync",
+            "-E",
+            "UTF8",
+            "--locale=C",
+        ]
         subprocess.run(command, check=True, capture_output=True, cwd=self._folder, env=self._env, **self._identity)
 
     def start(self) -> None:
         """Start the server; returns when it answers."""
-        settings = {"listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(self._folder), **QUICK}
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self._folder),
+            **QUICK,
+        }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         log = self._folder / "log"
         log.write_bytes(b"")

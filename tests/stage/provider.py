@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -85,6 +86,7 @@ class ScriptedProvider:
         self.connections = 0
         self.arrived = asyncio.Event()
         self.script: Script = self._ok
+        self.reads_bodies = True
         self.url = ""
 
     async def _ok(self, exchange: Exchange) -> None:
@@ -97,7 +99,8 @@ class ScriptedProvider:
                 exchange = Exchange(reader, writer, await reader.readuntil(b"\r\n\r\n"))
                 self.exchanges.append(exchange)
                 self.arrived.set()
-                exchange.body = await _body(exchange)
+                if self.reads_bodies:
+                    exchange.body = await _body(exchange)
                 await self.script(exchange)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -124,8 +127,8 @@ async def _body(exchange: Exchange) -> bytes:
 
 
 @asynccontextmanager
-async def scripted_provider() -> AsyncIterator[ScriptedProvider]:
-    """A scripted provider on a free loopback port."""
+async def scripted_provider(tls: ssl.SSLContext | None = None) -> AsyncIterator[ScriptedProvider]:
+    """A scripted provider on a free loopback port, with `tls` under the name localhost."""
     provider = ScriptedProvider()
     tasks: set[asyncio.Task[None]] = set()
 
@@ -134,8 +137,9 @@ async def scripted_provider() -> AsyncIterator[ScriptedProvider]:
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=16 * 1024 * 1024)
-    provider.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    server = await asyncio.start_server(accept, "127.0.0.1", 0, limit=16 * 1024 * 1024, ssl=tls)
+    scheme = "https://localhost" if tls else "http://127.0.0.1"
+    provider.url = f"{scheme}:{server.sockets[0].getsockname()[1]}"
     try:
         yield provider
     finally:

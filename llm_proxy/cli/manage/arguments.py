@@ -7,10 +7,25 @@ from urllib.parse import quote
 
 import click
 
+from llm_proxy.cli import options
+
 F = TypeVar("F", bound=Callable[..., Any])
 
-as_json = click.option("--json", is_flag=True, help="JSON, for scripts.")
+_PLACE = (
+    options.kept("--api-url", "api_url", metavar="URL", help="The running server.  [default: LISTEN_ADDR of the settings]"),
+    options.kept("--local", "local", is_flag=True, help="Work on the database itself; no server needs to run."),
+    options.database,
+    options.env_file,
+)
+
 most = click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many at most.")
+
+
+def on_server(function: F) -> F:
+    """The options that say where the API is."""
+    for option in reversed(_PLACE):
+        function = option(function)
+    return function
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -23,12 +38,12 @@ def asked(id: str) -> str:
     return quote(id, safe="")
 
 
-def secret_from(text: str | None) -> str | None:
+def secret_from(text: str | None, prompt: str = "API key") -> str | None:
     """The secret itself, or what standard input says for `-`."""
     if text != "-":
         return text
     if sys.stdin.isatty():
-        return str(click.prompt("API key", hide_input=True))
+        return str(click.prompt(prompt, hide_input=True))
     return sys.stdin.readline().strip()
 
 

@@ -1,26 +1,47 @@
 """The settings table: the only reader of the environment."""
 
-import base64
-import binascii
 import dataclasses
 import difflib
+import ipaddress
 import os
 import pathlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 
 from llm_proxy.errors import SettingsError
 from llm_proxy.secret import Secret
+from llm_proxy.settings.values import (
+    SECRET_KINDS,
+    one_of,
+    parse_address,
+    parse_bool,
+    parse_count,
+    parse_database_url,
+    parse_duration,
+    parse_encryption_keys,
+    parse_int,
+    parse_list,
+    parse_path,
+    parse_secret,
+    parse_secrets,
+    parse_size,
+    parse_text,
+    written,
+)
 
-SIZES = {"": 1, "b": 1, "kb": 10**3, "kib": 2**10, "mb": 10**6, "mib": 2**20, "gb": 10**9, "gib": 2**30}
-DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-WELL_KNOWN_TOKENS = frozenset({"changeme", "secret", "admin", "password", "management-token", "your-management-token"})
+__all__ = ["TABLE", "Settings", "check_serving", "kind_of", "load", "parse_address", "parse_duration", "parse_int", "shown"]
+
 SHORTEST_MANAGEMENT_TOKEN = 32
+FEWEST_CHARACTERS = 8
+# What the tokens of examples are made of, those of the predecessors too; chance does not make any of these.
+WELL_KNOWN = (
+    *("change-me", "change_me", "changeme", "example", "management-token", "management_token", "password", "placeholder"),
+    *("secret", "replace-", "replace_", "your-", "your_", "0123456789", "12345678"),
+)
+FLAG = "flag"
 OUR_PREFIXES = ("LLM_PROXY_", "HTTP_CACHE_", "EVENT_", "OBSERVABILITY_", "DISTRIBUTED_RATE_LIMIT_")
 
 # Names of the two predecessors that mean nothing here, and what to use instead.
@@ -33,107 +54,6 @@ RETIRED = {
     "PROVIDER_CONFIG_FILE": "API_CONFIG_PATH",
     "SERVER_ADDR": "LISTEN_ADDR",
 }
-
-
-def parse_bool(text: str) -> bool:
-    """true, false, 1, 0, yes, no."""
-    try:
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-    except KeyError:
-        raise ValueError("true, false, 1, 0, yes or no") from None
-
-
-def parse_int(text: str) -> int:
-    """a whole number, 0 or more."""
-    if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise ValueError("a whole number, 0 or more")
-    return int(text)
-
-
-def parse_size(text: str) -> int:
-    """a size in bytes, such as 1048576, 10MB or 64KiB."""
-    match = re.fullmatch(r"([0-9]{1,15})\s*([A-Za-z]*)", text)
-    if not match or match[2].lower() not in SIZES:
-        raise ValueError("a size such as 1048576, 10MB or 64KiB")
-    return int(match[1]) * SIZES[match[2].lower()]
-
-
-def parse_duration(text: str) -> float:
-    """seconds from a duration, such as 30s, 5m, 1h; a bare number is seconds."""
-    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)\s*(ms|s|m|h|d|)", text)
-    if not match:
-        raise ValueError("a duration such as 500ms, 30s, 5m or 1h")
-    return float(match[1]) * DURATIONS[match[2] or "s"]
-
-
-def parse_address(text: str) -> str:
-    """host:port, or :port for all addresses; port 0 takes a free one."""
-    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\s/]*):([0-9]{1,5})", text)
-    if not match or int(match[2]) > 65535:
-        raise ValueError("host:port, or :port for all addresses")
-    return text
-
-
-def parse_text(text: str) -> str:
-    """any text."""
-    return text
-
-
-def parse_url(text: str) -> str:
-    """a URL."""
-    parts = urlsplit(text)
-    if not parts.scheme or not (parts.netloc or parts.path):
-        raise ValueError("a URL such as postgresql://user:password@host/name")
-    return text
-
-
-def parse_list(text: str) -> tuple[str, ...]:
-    """a list, separated by commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def parse_secret(text: str) -> Secret:
-    """a secret; NAME_FILE may name a file that holds it."""
-    return Secret(text)
-
-
-def parse_secret_url(text: str) -> Secret:
-    """a URL that may hold a password; NAME_FILE may name a file that holds it."""
-    return Secret(parse_url(text) if text else "")
-
-
-def parse_encryption_keys(text: str) -> tuple[Secret, ...]:
-    """one or several base64 32-byte keys, newest first."""
-    keys = parse_list(text)
-    for key in keys:
-        try:
-            if len(base64.b64decode(key, validate=True)) != 32:
-                raise ValueError
-        except (ValueError, binascii.Error):
-            raise ValueError(
-                "base64 of 32 random bytes; several are separated by commas, newest first; `openssl rand -base64 32` makes one"
-            ) from None
-    return tuple(Secret(key) for key in keys)
-
-
-def parse_secrets(text: str) -> tuple[Secret, ...]:
-    """one or several secrets, separated by commas."""
-    return tuple(Secret(part) for part in parse_list(text))
-
-
-def one_of(*choices: str) -> Callable[[str], str]:
-    """A parser that admits only these words."""
-
-    def parse(text: str) -> str:
-        if text.lower() not in choices:
-            raise ValueError(" or ".join(choices))
-        return text.lower()
-
-    parse.__doc__ = " or ".join(choices) + "."
-    return parse
-
-
-SECRET_KINDS = (parse_secret, parse_secret_url, parse_secrets, parse_encryption_keys)
 
 
 def setting(group: str, parse: Callable[[str], Any], default: str, help: str, *aliases: str) -> Any:
@@ -169,13 +89,14 @@ class Settings:
     )
     reuse_port: bool = setting("sites", parse_bool, "false", "Let several processes listen on the same port (SO_REUSEPORT).")
     max_request_bytes: int = setting("sites", parse_size, "32MiB", "The largest request body.")
-    max_concurrent_requests: int = setting("sites", parse_int, "10000", "Calls in flight, above which 503 is answered.")
+    max_concurrent_requests: int = setting("sites", parse_count, "10000", "Calls in flight, above which 503 is answered.")
 
     management_token: tuple[Secret, ...] = setting(
         "secrets",
         parse_secrets,
         "",
-        "The operator's credential for /manage and the admin site, 32 characters or more; several, separated by commas, while rotating.",
+        "The operator's credential for /manage and the admin site, 32 characters or more; several, separated by commas, "
+        "while rotating.",
         "ADMIN_KEY",
     )
     encryption_key: tuple[Secret, ...] = setting(
@@ -185,7 +106,7 @@ class Settings:
         "Encrypts provider keys at rest: base64 of 32 random bytes; several while rotating, newest first.",
     )
     require_encryption_key: bool = setting("secrets", parse_bool, "false", "Refuse to start without ENCRYPTION_KEY.")
-    metrics_token: Secret = setting(
+    metrics_token: Secret = setting(  # noqa: RUF009
         "secrets", parse_secret, "", "Bearer token for /metrics; without one the proxy site serves it to loopback only."
     )
 
@@ -193,10 +114,10 @@ class Settings:
         "database", one_of("sqlite", "postgres"), "sqlite", "The database; DATABASE_URL alone implies postgres."
     )
     database_path: str = setting("database", parse_text, "data/llm-proxy.db", "The SQLite file.")
-    database_url: Secret = setting(
-        "database", parse_secret_url, "", "The PostgreSQL database, postgresql://user:password@host:5432/name.", "DB_URL"
+    database_url: Secret = setting(  # noqa: RUF009
+        "database", parse_database_url, "", "The PostgreSQL database, postgresql://user:password@host:5432/name.", "DB_URL"
     )
-    database_pool_size: int = setting("database", parse_int, "10", "Connections to PostgreSQL.")
+    database_pool_size: int = setting("database", parse_count, "10", "Connections to PostgreSQL.")
 
     api_config_path: str = setting(
         "providers", parse_text, "config/api_providers.yaml", "The provider profiles; the packaged file when this one is absent."
@@ -214,7 +135,7 @@ class Settings:
         "providers", parse_bool, "false", "Admit http and private addresses as base URLs given through an API (local models)."
     )
 
-    token_cache_size: int = setting("limits", parse_int, "10000", "Tokens kept in memory.")
+    token_cache_size: int = setting("limits", parse_count, "10000", "Tokens kept in memory.")
 
     audit_enabled: bool = setting("audit", parse_bool, "true", "Keep the audit log.")
     audit_log_file: str = setting("audit", parse_text, "", "Also append audit events to this file, as JSON lines.")
@@ -225,7 +146,7 @@ class Settings:
     log_file: str = setting("logs", parse_text, "", "Append the log to this file instead of standard error.")
 
     enable_metrics: bool = setting("metrics", parse_bool, "true", "Serve Prometheus metrics.")
-    metrics_path: str = setting("metrics", parse_text, "/metrics", "Where metrics are served.")
+    metrics_path: str = setting("metrics", parse_path, "/metrics", "Where metrics are served.")
 
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)
@@ -252,7 +173,7 @@ def load(env_file: str | None = None, overrides: Mapping[str, str] | None = None
     """
     path = pathlib.Path(env_file or ".env")
     file = _read_env_file(path, required=env_file is not None)
-    layers = [(dict(overrides or {}), "flag"), (dict(os.environ), "environment"), (file, str(path))]
+    layers = [(dict(overrides or {}), FLAG), (dict(os.environ), "environment"), (file, str(path))]
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for field in TABLE:
@@ -261,13 +182,16 @@ def load(env_file: str | None = None, overrides: Mapping[str, str] | None = None
             name, text, source = found
             values[field.name], sources[field.name.upper()] = _parse(field, name, text), source
     _stand_in(values, sources, layers)
+    if "DATABASE_URL" in sources and "DB_DRIVER" not in sources:
+        values["db_driver"], sources["DB_DRIVER"] = "postgres", "implied by DATABASE_URL"
     warnings = tuple(_unknown(file, all_names=True) + _unknown(os.environ, all_names=False))
     settings = Settings(**values, sources=sources, warnings=warnings)
-    return _imply_driver(settings)
+    _check_database(settings)
+    return settings
 
 
 def _read_env_file(path: pathlib.Path, *, required: bool) -> dict[str, str]:
-    if not path.exists():
+    if not path.exists() or path.is_dir():
         if required:
             raise SettingsError(f"{path}: there is no such file. `llm-proxy setup` makes one.")
         return {}
@@ -281,20 +205,21 @@ def _find(field: "dataclasses.Field[Any]", layers: list[tuple[dict[str, str], st
     names = (field.name.upper(), *field.metadata["aliases"])
     for values, source in layers:
         for name in names:
-            if values.get(name):
-                return name, values[name], source
-            if field.metadata["parse"] in SECRET_KINDS and values.get(f"{name}_FILE"):
-                return name, _read_secret_file(f"{name}_FILE", values[f"{name}_FILE"]), f"{source} ({name}_FILE)"
-    if field.name == "encryption_key":
-        return _systemd_credential("ENCRYPTION_KEY")
-    return None
+            if text := values.get(name, "").strip():
+                return name, text, source
+            if field.metadata["parse"] in SECRET_KINDS and (file := values.get(f"{name}_FILE", "").strip()):
+                return name, _read_secret_file(f"{name}_FILE", file), f"{source} ({name}_FILE)"
+    return _systemd_credential(names[0]) if field.metadata["parse"] in SECRET_KINDS else None
 
 
 def _read_secret_file(name: str, path: str) -> str:
     try:
-        return pathlib.Path(path).read_text().strip()
+        text = pathlib.Path(path).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{name}={path}: the file cannot be read: {error}") from error
+        raise SettingsError(f"{name}={path}: the file cannot be read: {error}. Give a file that holds the secret.") from error
+    if not text:
+        raise SettingsError(f"{name}={path}: the file is empty. Give a file that holds the secret.")
+    return text
 
 
 def _systemd_credential(name: str) -> tuple[str, str, str] | None:
@@ -308,8 +233,8 @@ def _parse(field: "dataclasses.Field[Any]", name: str, text: str) -> Any:
     try:
         return field.metadata["parse"](text)
     except ValueError as error:
-        shown = "****" if field.metadata["parse"] in SECRET_KINDS else text
-        raise SettingsError(f"{name}={shown}: not accepted. Give {error}.") from None
+        value = "****" if field.metadata["parse"] in SECRET_KINDS else text
+        raise SettingsError(f"{name}={value}: not accepted. Give {error}.") from None
 
 
 def _stand_in(values: dict[str, Any], sources: dict[str, str], layers: list[tuple[dict[str, str], str]]) -> None:
@@ -318,7 +243,9 @@ def _stand_in(values: dict[str, Any], sources: dict[str, str], layers: list[tupl
         return
     for layer, source in layers:
         if layer.get("PORT"):
-            text = f"{layer.get('HOST', '')}:{layer['PORT']}"
+            host = layer.get("HOST", "")
+            host = f"[{host}]" if ":" in host and not host.startswith("[") else host
+            text = f"{host}:{layer['PORT']}"
             try:
                 values["listen_addr"] = parse_address(text)
             except ValueError as error:
@@ -327,22 +254,20 @@ def _stand_in(values: dict[str, Any], sources: dict[str, str], layers: list[tupl
             return
 
 
-def _imply_driver(settings: Settings) -> Settings:
-    said = "DB_DRIVER" in settings.sources
-    if settings.database_url and not said:
-        settings = dataclasses.replace(settings, db_driver="postgres")
+def _check_database(settings: Settings) -> None:
     if settings.db_driver == "sqlite" and settings.database_url:
         raise SettingsError("DB_DRIVER=sqlite and DATABASE_URL contradict each other. Remove one of them.")
     if settings.db_driver == "postgres" and not settings.database_url:
         raise SettingsError("DB_DRIVER=postgres needs DATABASE_URL, such as postgresql://user:password@host:5432/name.")
-    if settings.database_url and not settings.database_url.reveal().startswith(("postgresql://", "postgres://")):
-        raise SettingsError("DATABASE_URL must begin with postgresql://.")
-    return settings
+    if settings.database_url and settings.sources.get("DATABASE_PATH") == FLAG:
+        raise SettingsError(f"DATABASE_PATH={settings.database_path} and DATABASE_URL contradict each other. Remove one of them.")
 
 
 def _unknown(names: Mapping[str, str], *, all_names: bool) -> list[str]:
-    known = {field.name.upper() for field in TABLE} | set(ALIASES) | {"HOST", "PORT"}
-    known |= {f"{field.name.upper()}_FILE" for field in TABLE if field.metadata["parse"] in SECRET_KINDS}
+    known = {"HOST", "PORT"}
+    for field in TABLE:
+        own = {field.name.upper(), *field.metadata["aliases"]}
+        known |= own | ({f"{name}_FILE" for name in own} if field.metadata["parse"] in SECRET_KINDS else set())
     said = []
     for name in names:
         if name in RETIRED:
@@ -366,27 +291,32 @@ def check_serving(settings: Settings) -> None:
     for token in settings.management_token:
         if not _only_loopback(settings) and _weak(token.reveal()):
             raise SettingsError(
-                f"MANAGEMENT_TOKEN is shorter than {SHORTEST_MANAGEMENT_TOKEN} characters or well known, and a site listens "
-                "beyond loopback. `openssl rand -hex 24` makes a good one."
+                f"MANAGEMENT_TOKEN=****: it is shorter than {SHORTEST_MANAGEMENT_TOKEN} characters or can be guessed, and a site "
+                "listens beyond loopback. `openssl rand -hex 24` makes a good one."
             )
 
 
 def _weak(token: str) -> bool:
-    return len(token) < SHORTEST_MANAGEMENT_TOKEN or token.lower() in WELL_KNOWN_TOKENS
+    guessable = len(set(token)) < FEWEST_CHARACTERS or any(word in token.lower() for word in WELL_KNOWN)
+    return len(token) < SHORTEST_MANAGEMENT_TOKEN or guessable
 
 
 def _only_loopback(settings: Settings) -> bool:
     addresses = [settings.listen_addr, *([settings.admin_ui_listen_addr] if settings.admin_ui_enabled else [])]
-    return all(address.rpartition(":")[0] in ("127.0.0.1", "localhost", "[::1]") for address in addresses)
+    return all(_is_loopback(address.rpartition(":")[0].strip("[]")) for address in addresses)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def shown(settings: Settings) -> list[tuple[str, str, str]]:
     """Name, effective value with secrets masked, and source of every setting."""
     rows = []
     for field in TABLE:
-        name, value = field.name.upper(), getattr(settings, field.name)
-        text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        if isinstance(value, Secret) and not value:
-            text = ""
-        rows.append((name, text, settings.sources.get(name, "default")))
+        name = field.name.upper()
+        rows.append((name, written(getattr(settings, field.name)), settings.sources.get(name, "default")))
     return rows

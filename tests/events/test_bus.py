@@ -1,0 +1,65 @@
+"""Every event reaches everyone who wants it, whatever befalls another."""
+
+import asyncio
+import logging
+
+import pytest
+
+from llm_proxy.events import Event
+from llm_proxy.events.bus import Bus
+
+
+def event(number: int) -> Event:
+    return Event(f"r{number}", None, None, None, "GET", "/")
+
+
+def test_readers_are_called_at_once_in_order() -> None:
+    bus, seen = Bus(), []
+    bus.read_by(lambda event: seen.append(("a", event.request_id)))
+    bus.read_by(lambda event: seen.append(("b", event.request_id)))
+    bus.publish(event(1))
+    assert seen == [("a", "r1"), ("b", "r1")]
+
+
+def test_reader_that_fails_costs_nobody_the_event(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(event: Event) -> None:
+        raise RuntimeError("broken")
+
+    bus, seen = Bus(), []
+    bus.read_by(fail)
+    bus.read_by(seen.append)
+    with bus.subscribed() as queue:
+        bus.publish(event(1))
+        assert queue.qsize() == len(seen) == 1
+    [record] = caplog.records
+    assert (record.levelno, record.exc_info is not None) == (logging.ERROR, True)
+    assert seen[0].id in record.getMessage()
+
+
+async def test_subscriber_gets_events_while_it_is_subscribed() -> None:
+    bus = Bus()
+    bus.publish(event(0))
+    with bus.subscribed() as one, bus.subscribed() as two:
+        bus.publish(event(1))
+        waiting = asyncio.gather(one.get(), two.get())
+        assert [got.request_id for got in await asyncio.wait_for(waiting, 5)] == ["r1", "r1"]
+    bus.publish(event(2))
+    assert one.empty() and two.empty()
+
+
+def test_slow_subscriber_misses_events_that_are_counted_but_others_do_not() -> None:
+    bus = Bus()
+    with bus.subscribed(2) as slow, bus.subscribed(10) as quick:
+        for number in range(5):
+            bus.publish(event(number))
+        assert (slow.qsize(), quick.qsize(), bus.dropped) == (2, 5, 3)
+        assert slow.get_nowait().request_id == "r0"
+
+
+def test_subscription_ends_with_its_block_even_by_an_exception() -> None:
+    bus = Bus()
+    with pytest.raises(RuntimeError), bus.subscribed(1) as queue:
+        raise RuntimeError
+    bus.publish(event(1))
+    assert queue.empty()
+    assert bus.dropped == 0

@@ -1,0 +1,153 @@
+"""The real command `llm-proxy`, run as processes."""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Process:
+    """One run of the command; `out` and `err` hold the lines it has written so far."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._news = asyncio.Event()
+        self._readers = [
+            asyncio.ensure_future(self._read(process.stdout, self.out)),
+            asyncio.ensure_future(self._read(process.stderr, self.err)),
+        ]
+
+    async def _read(self, stream: asyncio.StreamReader | None, lines: list[str]) -> None:
+        assert stream
+        while line := await stream.readline():
+            lines.append(line.decode().rstrip("\n"))
+            self._news.set()
+        self._news.set()
+
+    async def until(self, text: str, seconds: float = 20) -> str:
+        """The first line that holds the text, once it is written."""
+        async with asyncio.timeout(seconds):
+            while True:
+                self._news.clear()
+                for line in (*self.out, *self.err):
+                    if text in line:
+                        return line
+                assert not all(reader.done() for reader in self._readers), f"ended without {text!r}: {self.out} {self.err}"
+                await self._news.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    async def ended(self, seconds: float = 20) -> int:
+        """The exit code, once everything it has written is read."""
+        async with asyncio.timeout(seconds):
+            await asyncio.gather(*self._readers)
+            return await self._process.wait()
+
+    async def stopped(self) -> int:
+        """Ask it to stop; returns the exit code."""
+        self.send(signal.SIGTERM)
+        return await self.ended()
+
+
+class Server(Process):
+    """A run of `llm-proxy server`; `url` is where its proxy site is, `admin` its admin site."""
+
+    url = ""
+    admin = ""
+
+    async def listens(self) -> None:
+        """Wait until both sites are served."""
+        self.url = (await self.until("the proxy listens on")).partition("listens on ")[2].split('"')[0]
+        self.admin = (await self.until("the admin site listens on")).partition("listens on ")[2].split('"')[0]
+
+    async def manage(self, method: str, path: str, json: object = None) -> Any:
+        """One request to the management API, which must go well."""
+        headers = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
+        async with (
+            aiohttp.ClientSession() as client,
+            client.request(method, self.url + path, json=json, headers=headers) as reply,
+        ):
+            assert reply.status < 400, await reply.text()
+            return await reply.json() if reply.status != 204 else None
+
+    async def token_for(self, api_base: str, key: str, **fields: Any) -> dict[str, Any]:
+        """A token of a new project whose key leads to `api_base`."""
+        project = await self.manage(
+            "POST", "/manage/projects", {"name": os.urandom(6).hex(), "api_key": key, "api_base": api_base}
+        )
+        token: dict[str, Any] = await self.manage("POST", "/manage/tokens", {"project_id": project["id"], **fields})
+        return token
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process: nothing of the machine's settings, and what a test gives."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", **more}
+
+
+def house_environment(folder: pathlib.Path, **more: str) -> dict[str, str]:
+    """The environment of a server in `folder` on free ports, on SQLite unless DATABASE_URL is given."""
+    return environment(
+        **{
+            "LISTEN_ADDR": "127.0.0.1:0",
+            "ADMIN_UI_LISTEN_ADDR": "127.0.0.1:0",
+            "MANAGEMENT_TOKEN": MANAGEMENT_TOKEN,
+            "ENCRYPTION_KEY": ENCRYPTION_KEY,
+            "ALLOW_PRIVATE_UPSTREAMS": "true",
+            **({} if "DATABASE_URL" in more else {"DATABASE_PATH": str(folder / "house.db")}),
+            **more,
+        }
+    )
+
+
+@asynccontextmanager
+async def _running(
+    made: type[Process], arguments: tuple[str, ...], folder: pathlib.Path, env: dict[str, str]
+) -> AsyncIterator[Any]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "llm_proxy",
+        *arguments,
+        cwd=folder,
+        env=env,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    run = made(process)
+    try:
+        yield run
+    finally:
+        run.send(signal.SIGKILL)
+        await run.ended()
+
+
+@asynccontextmanager
+async def command(*arguments: str, folder: pathlib.Path, **env: str) -> AsyncIterator[Process]:
+    """A run of the command; killed at the end of the block, when it has not ended by itself."""
+    async with _running(Process, arguments, folder, environment(**env)) as run:
+        yield run
+
+
+@asynccontextmanager
+async def server(folder: pathlib.Path, **env: str) -> AsyncIterator[Server]:
+    """A server that serves; killed at the end of the block, when it was not stopped."""
+    async with _running(Server, ("server",), folder, house_environment(folder, **env)) as run:
+        await run.listens()
+        yield run

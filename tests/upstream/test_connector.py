@@ -1,0 +1,79 @@
+"""What the connections to providers are guarded against."""
+
+import socket
+
+import pytest
+from aiohttp import abc
+from stage.calls import STREAM, ask, call, event_of
+from stage.house import House
+from stage.provider import STREAM_HEAD, ScriptedProvider, answer, chunk
+from stage.scripts import in_turn, resets, sends
+
+from llm_proxy.upstream.connector import PublicResolver
+
+
+class FixedResolver(abc.AbstractResolver):
+    """A name server that gives every name these addresses."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = addresses
+        self.closed = False
+
+    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[abc.ResolveResult]:
+        rest = {"hostname": host, "port": port, "family": family, "proto": 0, "flags": 0}
+        return [abc.ResolveResult(**rest, host=address) for address in self.addresses]  # type: ignore[typeddict-item]
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("answers", "left"),
+    [
+        (["8.8.8.8"], ["8.8.8.8"]),
+        (["127.0.0.1", "8.8.8.8", "10.0.0.1", "2606:4700::1111", "::1"], ["8.8.8.8", "2606:4700::1111"]),
+    ],
+)
+async def test_only_public_addresses_are_left_of_a_name(answers: list[str], left: list[str]) -> None:
+    found = await PublicResolver(FixedResolver(*answers)).resolve("provider.example", 443)
+    assert [result["host"] for result in found] == left
+    assert {result["port"] for result in found} == {443}
+
+
+@pytest.mark.parametrize("answers", [["127.0.0.1"], ["169.254.169.254", "fd00::1"], ["::ffff:10.0.0.1"], ["fe80::1%eth0"], []])
+async def test_a_name_without_a_public_address_is_not_connected_to(answers: list[str]) -> None:
+    with pytest.raises(OSError, match="no public address"):
+        await PublicResolver(FixedResolver(*answers)).resolve("provider.example", 443)
+
+
+async def test_the_resolver_is_closed_with_its_guard() -> None:
+    inner = FixedResolver()
+    await PublicResolver(inner).close()
+    assert inner.closed
+
+
+@pytest.mark.parametrize(
+    "framing", [b"", b"Content-Length: 100\r\n", b"Transfer-Encoding: chunked\r\n"], ids=["close", "length", "chunked"]
+)
+async def test_a_reset_never_looks_like_the_end_of_a_body(house: House, provider: ScriptedProvider, framing: bytes) -> None:
+    token = await house.token_for(provider.url)
+    body = chunk(b"hello") if b"chunked" in framing else b"hello"
+    provider.script = resets(b"HTTP/1.1 200 OK\r\n%b\r\n" % framing, body)
+    reply = await ask(house.url, call(token))
+    assert reply is not None and not reply.whole
+    assert (await event_of(house)).outcome == "upstream_incomplete"
+
+
+async def test_what_came_before_a_break_is_passed_on(house: House, provider: ScriptedProvider) -> None:
+    token = await house.token_for(provider.url)
+    provider.script = sends(STREAM_HEAD + chunk(b"data: 1\n\n") + chunk(b"data: 2\n\n"), close=True)
+    reply = await ask(house.url, call(token, body=STREAM))
+    assert reply is not None and not reply.whole
+    assert reply.body.startswith(b"data: 1\n\ndata: 2\n\n")
+
+
+async def test_two_answers_at_once_are_one_answer_and_no_connection(house: House, provider: ScriptedProvider) -> None:
+    token = await house.token_for(provider.url)
+    provider.script = in_turn(sends(answer(b'"first"') + answer(b'"second"')), sends(answer(b'"third"')))
+    assert [(await ask(house.url, call(token))).body for _ in range(2)] == [b'"first"', b'"third"']  # type: ignore[union-attr]
+    assert provider.connections == 2
