@@ -166,4 +166,4 @@ async def test_the_files_beside_it_are_as_private_as_the_database(path: pathlib.
 async def test_closing_leaves_one_file(tmp_path: pathlib.Path) -> None:
     async with sqlite.connect(str(tmp_path / "other.db")) as other:
         await other.execute("CREATE TABLE things (id INTEGER PRIMARY KEY)")
-    assert os.listdir(tmp_path) == ["other.db"]
+    assert [file.name for file in os.scandir(tmp_path)] == ["other.db"]

@@ -181,7 +181,7 @@ async def test_the_list_is_paged_by_id_over_ids_of_any_kind(each_api: Management
 
 
 async def test_a_provider_whose_key_cannot_be_read_says_so_and_breaks_no_list(
-    each_api: Management, each_path: str, each_house: Any
+    each_api: Management, each_path: str, each_house: House
 ) -> None:
     for id in ("broken", "fine"):
         await each_api.done("POST", each_path, {"id": id, "api_key": KEY})

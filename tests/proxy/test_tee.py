@@ -53,7 +53,7 @@ def raw_deflate(data: bytes) -> bytes:
 
 
 def in_members(data: bytes) -> bytes:
-    return b"".join(gzip.compress(data[at : at + 50]) for at in range(0, len(data), 50))
+    return b"".join(gzip.compress(data[at : at + 50], mtime=0) for at in range(0, len(data), 50))
 
 
 def flushed(data: bytes) -> bytes:
@@ -68,7 +68,7 @@ CODINGS = {
     "x-gzip": (" X-GZIP ", gzip.compress),
     "gzip-members": ("gzip", in_members),
     "gzip-flushed-unfinished": ("GZip", flushed),
-    "gzip-padded": ("gzip", lambda data: gzip.compress(data) + bytes(9)),
+    "gzip-padded": ("gzip", lambda data: gzip.compress(data, mtime=0) + bytes(9)),
     "deflate-zlib": ("deflate", zlib.compress),
     "deflate-zlib-fastest": ("deflate", lambda data: zlib.compress(data, 1)),
     "deflate-zlib-stored": ("deflate", lambda data: zlib.compress(data, 0)),
@@ -105,7 +105,7 @@ def test_for_every_cut_of_every_coding_a_stream_tells_the_same(name: str, coding
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_truncated_stream_tells_what_its_whole_events_said(name: str) -> None:
     stream, usage, _ = STREAMS[name]
-    sent = gzip.compress(stream)
+    sent = gzip.compress(stream, mtime=0)
     seen = []
     for end in range(len(sent) + 1):
         decoded = zlib.decompressobj(16 + zlib.MAX_WBITS).decompress(sent[:end])
@@ -159,7 +159,7 @@ def test_nothing_is_learned_of_other_codings(content_type: str, coding: str) -> 
         ("Text/Event-Stream;charset=utf-8", "identity", b"data: 1\n\n", True, True),
         ("text/event-stream", "", b"data: 1\n", True, False),
         ("text/event-stream", "gzip", b"", True, False),
-        ("text/event-stream", "gzip", gzip.compress(b"data: 1\n\n"), True, False),
+        ("text/event-stream", "gzip", gzip.compress(b"data: 1\n\n", mtime=0), True, False),
         ("text/event-stream", "br", b"", True, False),
         ("application/json", "", b"", False, False),
         ("text/event-streams", "", b"", False, False),
@@ -191,7 +191,7 @@ def test_usage_may_be_asked_for_at_any_moment() -> None:
 @pytest.mark.parametrize("size", [1, 300, 5000])
 def test_the_beginning_is_kept_and_no_more(size: int, keep: int, content_type: str, coding: str) -> None:
     body = bytes(itertools.islice(itertools.cycle(b"abcdefghij\n"), 1000))
-    sent = gzip.compress(body) if coding else body
+    sent = gzip.compress(body, mtime=0) if coding else body
     tee = watched(content_type, coding, (sent[at : at + size] for at in range(0, len(sent), size)), keep)
     assert tee.kept == body[:keep]
 
@@ -227,7 +227,7 @@ TEXT = json.dumps({"content": '"usage": {"prompt_tokens": 88}, "model": "said"'}
 @pytest.mark.parametrize("size", [700, 50_000, 10**8])
 def test_usage_is_found_at_the_end_of_a_long_reply(size: int, coding: str, end: bytes, usage: Usage, model: str | None) -> None:
     body = EMBEDDINGS + end
-    sent = gzip.compress(body, 1) if coding else body
+    sent = gzip.compress(body, 1, mtime=0) if coding else body
     tee = watched(JSON, coding, (sent[at : at + size] for at in range(0, len(sent), size)))
     assert (tee.usage(), tee.model) == (usage, model)
     assert len(tee.kept) == KEEP
@@ -323,8 +323,8 @@ def test_what_came_before_the_bomb_is_still_known() -> None:
     ],
 )
 def test_inspection_of_a_coded_stream_ends_for_good_at_its_bounds(before: bytes, seen: bool) -> None:
-    sent = gzip.compress(before) + gzip.compress(OPENAI)
-    tee = watched(EVENTS, "gzip", [sent, gzip.compress(OPENAI)])
+    sent = gzip.compress(before, mtime=0) + gzip.compress(OPENAI)
+    tee = watched(EVENTS, "gzip", [sent, gzip.compress(OPENAI, mtime=0)])
     assert tee.finished is seen
     assert (tee.usage() == SAID) is seen
 
@@ -335,9 +335,9 @@ def test_an_uncoded_stream_is_read_however_long_it_is() -> None:
 
 
 def test_a_bomb_of_gzip_members_is_bounded_too() -> None:
-    few, many = gzip.compress(b"") * (MOST_MEMBERS - 1), gzip.compress(b"") * MOST_MEMBERS
-    assert watched(JSON, "gzip", [few, gzip.compress(REPLY)]).usage() == SAID
-    assert watched(JSON, "gzip", [many, gzip.compress(REPLY)]).usage() == NO_USAGE
+    few, many = gzip.compress(b"", mtime=0) * (MOST_MEMBERS - 1), gzip.compress(b"") * MOST_MEMBERS
+    assert watched(JSON, "gzip", [few, gzip.compress(REPLY, mtime=0)]).usage() == SAID
+    assert watched(JSON, "gzip", [many, gzip.compress(REPLY, mtime=0)]).usage() == NO_USAGE
 
 
 def test_what_is_not_read_is_inflated_no_further_than_it_is_kept() -> None:
@@ -349,9 +349,9 @@ def test_what_is_not_read_is_inflated_no_further_than_it_is_kept() -> None:
 
 
 def test_a_broken_coding_ends_the_inspection_only() -> None:
-    sent = bytearray(gzip.compress(OPENAI))
+    sent = bytearray(gzip.compress(OPENAI, mtime=0))
     sent[len(sent) // 2 :] = b"\xff" * 50
-    tee = watched(EVENTS, "gzip", [bytes(sent[:20]), bytes(sent[20:]), gzip.compress(OPENAI)])
+    tee = watched(EVENTS, "gzip", [bytes(sent[:20]), bytes(sent[20:]), gzip.compress(OPENAI, mtime=0)])
     assert tee.usage() == NO_USAGE
 
 
@@ -366,7 +366,7 @@ def test_an_event_of_ten_megabytes_does_not_hide_the_usage_behind_it(size: int) 
 @given(
     st.sampled_from([EVENTS, JSON, "application/ld+json", "", ";;", "text/html"]),
     st.sampled_from(["", "gzip", "deflate", "br", ",", "\x00"]) | st.text(max_size=5),
-    st.lists(st.binary(max_size=40) | st.sampled_from([gzip.compress(OPENAI), zlib.compress(REPLY), OPENAI, REPLY]), max_size=6),
+    st.lists(st.binary(max_size=40) | st.sampled_from([gzip.compress(OPENAI, mtime=0), zlib.compress(REPLY), OPENAI, REPLY]), max_size=6),
     st.integers(0, 100),
 )
 def test_whatever_comes_the_tee_does_not_fail(content_type: str, coding: str, chunks: list[bytes], keep: int) -> None:

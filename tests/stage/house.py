@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stage.secrets import used
-
 from llm_proxy import settings as all_settings
 from llm_proxy.acts import projects, tokens
 from llm_proxy.audit import Who
@@ -16,6 +14,7 @@ from llm_proxy.context import Context, open_context
 from llm_proxy.events import Event
 from llm_proxy.server import Sites, open_sites
 from llm_proxy.settings import Settings
+from stage.secrets import used
 
 PROVIDER_KEY = "sk-provider-" + secrets.token_hex(16)
 MANAGEMENT_TOKEN = "management-" + secrets.token_hex(24)

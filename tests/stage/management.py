@@ -82,10 +82,11 @@ class Management:
 
     async def audited(self, **filters: str) -> list[dict[str, Any]]:
         """The audit events that fit, once there are any: refusals are written a moment after their answer."""
-        async with asyncio.timeout(5):
-            while not (found := await self.audit(**filters)):
-                await asyncio.sleep(0.01)
-        return found
+        for _ in range(500):
+            if found := await self.audit(**filters):
+                return found
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"no audit event fits {filters}")
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+
 from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -17,7 +17,7 @@ ROOMY = Limits(body_bytes=64 * 2**20, connections=5000, connections_of_peer=5000
 
 async def echo(request: web.BaseRequest) -> web.StreamResponse:
     """Answers with the body."""
-    return web.Response(body=await request.read())
+    return web.Response(body=await request.content.read())
 
 
 @dataclass
