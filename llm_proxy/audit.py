@@ -200,7 +200,8 @@ class AuditLog:
             try:
                 await insert(self._database, [event])
             except DatabaseUnavailable:
-                return
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
             except Exception:
                 log.exception("audit event lost, it cannot be stored: %s by %s", event.action, event.actor)
             self._batch.pop(0)

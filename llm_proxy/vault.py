@@ -55,11 +55,6 @@ class Vault:
         self._keys = [_derive(key) for key in keys]
         self._by_id = {key.id: key for key in self._keys}
 
-    @property
-    def has_keys(self) -> bool:
-        """Whether secrets are encrypted at all."""
-        return bool(self._keys)
-
     def seal(self, secret: Secret, place: Place) -> str:
         """What to store for a secret: AES-256-GCM under a fresh nonce, bound to its place."""
         if not self._keys:

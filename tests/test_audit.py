@@ -7,12 +7,11 @@ import logging
 import os
 import pathlib
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from stage.calls import until
 
 from llm_proxy import audit
 from llm_proxy.audit import EXACT_FILTERS, AuditEvent, AuditLog, Who, event_of, find, get, insert, shown
@@ -63,6 +62,12 @@ def audit_log(database: Any, *, enabled: bool = True, file: str = "", retention_
 
 def events(count: int, action: str = "call.refuse", **facts: Any) -> list[AuditEvent]:
     return [event_of(WHO, action, **facts) for _ in range(count)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
 
 async def until_found(database: Database, count: int) -> None:
@@ -260,14 +265,22 @@ async def test_writer_that_is_cut_in_the_middle_leaves_its_batch_to_close() -> N
     assert list(database.rows) == [event.id for event in made]
 
 
-async def test_event_that_cannot_be_stored_takes_no_other_with_it(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("away", [False, True])
+async def test_event_that_cannot_be_stored_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, away: bool
+) -> None:
+    monkeypatch.setattr(audit, "RETRY_SECONDS", 0.01)
     database = Away()
+    database.away = away
     log, made = audit_log(database), events(5)
     made[2] = replace(made[2], action="poison")
     made[3] = replace(made[3], details={"odd": "\udce9"})
     async with running(log.write()):
         for event in made:
             log.append(event)
+        if away:
+            await database.tried.wait()
+            database.away = False
         await until(lambda: len(database.rows) == 3)
         log.append(events(1, "after")[0])
         await until(lambda: len(database.rows) == 4)

@@ -11,9 +11,11 @@ from llm_proxy.cli.output import echo_table
 from llm_proxy.db import migrate, open_database
 from llm_proxy.errors import SettingsError, StartError
 from llm_proxy.providers import sealing
+from llm_proxy.settings import Settings
 from llm_proxy.vault import Vault
 
 F = TypeVar("F", bound=Callable[..., Any])
+REWRITE = {"sqlite": ("VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"), "postgres": ("VACUUM FULL providers",)}
 
 
 def on_database(function: F) -> F:
@@ -105,15 +107,22 @@ def encrypt() -> None:
     settings = options.settings()
     if not settings.encryption_key:
         raise SettingsError("ENCRYPTION_KEY is not set. `openssl rand -base64 32` makes one.")
-
-    async def work() -> tuple[int, list[str]]:
-        async with open_database(settings) as database:
-            return await sealing.seal_all(database, Vault(settings.encryption_key))
-
-    done, failed = asyncio.run(work())
+    done, failed = asyncio.run(_encrypt(settings))
     click.echo(f"Encrypted {done} provider keys with the newest key.")
     if failed:
         raise StartError("Not all could be encrypted:\n  " + "\n  ".join(failed))
+
+
+async def _encrypt(settings: Settings) -> tuple[int, list[str]]:
+    vault = Vault(settings.encryption_key)
+    async with open_database(settings) as database:
+        plain = (await sealing.count(database, vault))["plain"]
+        done, failed = await sealing.seal_all(database, vault)
+        if plain:
+            # A database keeps what was overwritten in its free space, until it is written anew.
+            for statement in REWRITE[settings.db_driver]:
+                await database.execute(statement)
+    return done, failed
 
 
 @command.command("encrypt-status")

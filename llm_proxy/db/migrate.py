@@ -135,7 +135,7 @@ def check_integrity(settings: Settings) -> None:
             interruption.cancel()
             interruption.join()
     if found != "ok":
-        raise StartError(_why_not(settings, found))
+        raise StartError(_why_not(settings, found.splitlines()[-1]))
 
 
 def break_lock(settings: Settings) -> None:

@@ -49,12 +49,21 @@ async def _seal(database: Database, vault: Vault, row: Row) -> int:
 
 
 async def count(database: Database, vault: Vault) -> dict[str, int]:
-    """How many keys are stored plain, under the newest key, under an older one."""
-    counts, after = {"plain": 0, "newest key": 0, "older key": 0}, ""
+    """How many keys are stored in which way."""
+    counts, after = dict.fromkeys(("with the newest key", "with an older key", "plain", "unreadable"), 0), ""
     while rows := await _batch(database, after):
         for row in rows:
-            stored = row["api_key_ciphertext"]
-            sealed = stored.startswith(PREFIX)
-            counts["plain" if not sealed else "newest key" if vault.has_keys and vault.is_current(stored) else "older key"] += 1
+            counts[_state(vault, row)] += 1
         after = rows[-1]["id"]
     return counts
+
+
+def _state(vault: Vault, row: Row) -> str:
+    stored = row["api_key_ciphertext"]
+    if not stored.startswith(PREFIX):
+        return "plain"
+    try:
+        vault.open(stored, place_of(row["id"]))
+    except Undecipherable:
+        return "unreadable"
+    return "with the newest key" if vault.is_current(stored) else "with an older key"

@@ -11,20 +11,10 @@ import psycopg2
 import pytest
 from stage.calls import until
 from stage.house import settings_for
-from stage.postgres import Postgres
 
 from llm_proxy.db import Connection, Database, open_database
 from llm_proxy.errors import Conflict, StartError
 from llm_proxy.settings import Settings
-
-
-@pytest.fixture(scope="module")
-def postgres_url(postgres: Postgres) -> str:
-    """The URL of one database for all these tests, each of which makes its tables anew."""
-    with closing(psycopg2.connect(postgres.uri)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute("CREATE DATABASE contract")
-    return postgres.uri.replace("/postgres", "/contract")
 
 
 @pytest.fixture(autouse=True)

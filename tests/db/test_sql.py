@@ -8,9 +8,10 @@ from llm_proxy.db.sql import Page, assignments, select_page
 SOURCE = "SELECT c.version FROM changes c"
 
 
-@pytest.fixture(autouse=True)
-async def rows(database: Database) -> None:
+@pytest.fixture
+async def seven(database: Database) -> None:
     """Seven rows, the odd ones of another kind."""
+    await database.execute("DELETE FROM changes")
     await database.executemany(
         "INSERT INTO changes (version, at, kind, ref, payload) VALUES (:version, 0, :kind, '', '{}')",
         [{"version": version, "kind": "odd" if version % 2 else "even"} for version in range(1, 8)],
@@ -40,6 +41,7 @@ def test_assignments_name_the_columns_they_are_given(columns: list[str], sql: st
         pytest.param(["c.kind = :kind", "c.version > 1"], Page(1, after=7), [5, 3], id="with all of it"),
     ],
 )
+@pytest.mark.usefixtures("seven")
 async def test_a_page_holds_what_comes_next(database: Database, conditions: list[str], page: Page, found: list[int]) -> None:
     given = {"kind": "odd"}
     assert [row["version"] for row in await select_page(database, SOURCE, conditions, given, page, key="c.version")] == found

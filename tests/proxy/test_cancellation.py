@@ -8,7 +8,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from stage.calls import BODY, CHAT, MESSAGES, STREAM, ask, call, code_of, event_of, until
+from stage.asking import BODY, CHAT, MESSAGES, STREAM, ask, call, code_of, event_of, until
 from stage.house import TESTER, House, open_house, settings_for
 from stage.profiles import shipped
 from stage.provider import END, STREAM_HEAD, Exchange, Script, ScriptedProvider, answer, chunk

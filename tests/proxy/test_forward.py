@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from stage.calls import CHAT, MESSAGES, STREAM, ask, call, code_of, event_of
+from stage.asking import CHAT, MESSAGES, STREAM, ask, call, code_of, event_of
 from stage.house import PROVIDER_KEY, TESTER, House, open_house, settings_for
 from stage.profiles import shipped
 from stage.provider import END, STREAM_HEAD, Exchange, Script, ScriptedProvider, answer, chunk

@@ -5,7 +5,7 @@ import gzip
 from pathlib import Path
 
 import pytest
-from stage.calls import STREAM, call, event_of
+from stage.asking import STREAM, call, event_of
 from stage.house import House, open_house, settings_for
 from stage.profiles import shipped
 from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, chunk

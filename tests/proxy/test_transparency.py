@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stage.calls import STREAM, call
+from stage.asking import STREAM, call
 from stage.house import PROVIDER_KEY, House
 from stage.provider import END, Exchange, ScriptedProvider, answer, chunk
 from stage.raw import RawConnection, connected

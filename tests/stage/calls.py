@@ -1,64 +1,52 @@
-"""Calls as bytes, for raw connections."""
+"""Calls of a client through a house, with the streams that it leaves open."""
 
-import asyncio
-from collections.abc import Callable
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
-import orjson
+import aiohttp
 
-from llm_proxy.events import Event
+from stage.asking import until
 from stage.house import House
-from stage.raw import Answer, connected
+from stage.provider import END, STREAM_HEAD, Exchange, chunk
+from stage.raw import RawConnection, connected
 
-CHAT = "/v1/chat/completions"
-MESSAGES = "/v1/messages"
-ASKING = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
-BODY = orjson.dumps(ASKING)
-STREAM = orjson.dumps({**ASKING, "stream": True})
+__all__ = ["call", "last_words", "stream_without_end", "streaming", "until"]
 
-
-def call(
-    token: str,
-    *headers: bytes,
-    path: str = CHAT,
-    method: str = "POST",
-    body: bytes = BODY,
-    version: str = "1.1",
-    host: str = "proxy",
-) -> bytes:
-    """A whole call, its body with a length; `headers` are lines."""
-    lines = [
-        f"{method} {path} HTTP/{version}".encode(),
-        f"Host: {host}".encode(),
-        f"Authorization: Bearer {token}".encode(),
-        *headers,
-    ]
-    if body:
-        lines += [b"Content-Type: application/json"] if not any(h.lower().startswith(b"content-type:") for h in headers) else []
-        lines += [b"Content-Length: %d" % len(body)]
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
+FIRST = b'data: {"choices": [{"delta": {"content": "a"}}]}\n\n'
 
 
-async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
-    """Wait until a condition holds that nothing tells of."""
-    async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.002)
+async def stream_without_end(exchange: Exchange) -> None:
+    """A provider's script: one event, then silence until the other side closes."""
+    await exchange.send(STREAM_HEAD, chunk(FIRST))
+    await exchange.until_closed()
 
 
-async def event_of(house: House, number: int = 0) -> Event:
-    """The event of the call with this number, which may still be on its way."""
-    await until(lambda: len(house.events) > number)
-    return house.events[number]
+async def call(client: aiohttp.ClientSession, house: House, token: str, **more: Any) -> tuple[int, str | None]:
+    """Status and error code of a chat call."""
+    headers = {"Authorization": f"Bearer {token}"}
+    async with client.post(f"{house.url}/v1/chat/completions", json={**BODY, **more}, headers=headers) as reply:
+        text = await reply.text()
+        return reply.status, json.loads(text)["error"]["code"] if reply.status >= 400 else None
 
 
-def code_of(reply: Answer | None) -> str:
-    """The code in an error's body, which must be whole."""
-    assert reply is not None and reply.whole, reply
-    return str(orjson.loads(reply.body)["error"]["code"])
+@asynccontextmanager
+async def streaming(house: House, token: str) -> AsyncIterator[RawConnection]:
+    """A stream whose first event has arrived."""
+    body = json.dumps({**BODY, "stream": True})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n"
+    async with connected(house.url) as connection:
+        await connection.send(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        await connection.reader.readuntil(chunk(FIRST))
+        yield connection
 
 
-async def ask(url: str, data: bytes, method: str = "POST") -> Answer | None:
-    """Send a call on a connection of its own, read its answer."""
-    async with asyncio.timeout(10), connected(url) as connection:
-        await connection.send(data)
-        return await connection.answer(method)
+async def last_words(connection: RawConnection) -> str:
+    """The code of the error with which a stream is cut; to be cut, it must end without the end of its message."""
+    said = await connection.reader.read(-1)
+    assert not said.endswith(END), said
+    [event] = re.findall(rb"data: (.*)\n\n", said)
+    return str(json.loads(event)["error"]["code"])

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -71,10 +72,14 @@ class Server(Process):
     url = ""
     admin = ""
 
-    async def listens(self) -> None:
-        """Wait until both sites are served."""
-        self.url = (await self.until("the proxy listens on")).partition("listens on ")[2].split('"')[0]
-        self.admin = (await self.until("the admin site listens on")).partition("listens on ")[2].split('"')[0]
+    async def listens(self, log_file: str | None) -> None:
+        """Wait until both sites are served, as the log says."""
+        places = []
+        for site in ("the proxy", "the admin site"):
+            text = f"{site} listens on "
+            line = await (_line_of(pathlib.Path(log_file), text) if log_file else self.until(text))
+            places.append(re.split(r'[";]', line.partition(text)[2])[0])
+        self.url, self.admin = places
 
     async def manage(self, method: str, path: str, json: object = None) -> Any:
         """One request to the management API, which must go well."""
@@ -93,6 +98,20 @@ class Server(Process):
         )
         token: dict[str, Any] = await self.manage("POST", "/manage/tokens", {"project_id": project["id"], **fields})
         return token
+
+
+async def _line_of(file: pathlib.Path, text: str) -> str:
+    """The first whole line of a file that holds the text, once it is written."""
+    async with asyncio.timeout(20):
+        while True:
+            if found := [line for line in _lines(file) if text in line]:
+                return found[0]
+            await asyncio.sleep(0.02)
+
+
+def _lines(file: pathlib.Path) -> list[str]:
+    text = file.read_text() if file.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -150,5 +169,5 @@ async def command(*arguments: str, folder: pathlib.Path, **env: str) -> AsyncIte
 async def server(folder: pathlib.Path, **env: str) -> AsyncIterator[Server]:
     """A server that serves; killed at the end of the block, when it was not stopped."""
     async with _running(Server, ("server",), folder, house_environment(folder, **env)) as run:
-        await run.listens()
+        await run.listens(env.get("LOG_FILE"))
         yield run

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 from aiohttp import abc
-from stage.calls import STREAM, ask, call, event_of
+from stage.asking import STREAM, ask, call, event_of
 from stage.house import House
 from stage.provider import STREAM_HEAD, ScriptedProvider, answer, chunk
 from stage.scripts import in_turn, resets, sends

@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from stage.calls import ask, call, code_of, event_of
+from stage.asking import ask, call, code_of, event_of
 from stage.house import House, open_house, settings_for
 from stage.profiles import shipped
 from stage.provider import END, Exchange, Script, ScriptedProvider, answer, chunk, scripted_provider

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from stage.calls import STREAM, ask, call, code_of
+from stage.asking import STREAM, ask, call, code_of
 from stage.certificates import Authority, new_authority
 from stage.house import PROVIDER_KEY, open_house, settings_for
 from stage.profiles import shipped
