@@ -13,7 +13,7 @@ import pytest
 import uvloop
 from aiohttp import base_protocol, web, web_protocol
 from aiohttp.web_protocol import RequestHandler
-from stage.calls import until
+from stage.asking import until
 from stage.raw import Answer, RawConnection, connected
 from stage.site import ROOMY, Site, echo, open_site, serving_tasks
 
@@ -320,19 +320,22 @@ class TestWriting:
             assert time.monotonic() - began >= 0.2
             assert serving_tasks() == 0
 
-    async def test_to_a_client_that_reads_slowly_goes_on(self) -> None:
-        async with open_site(self.much) as site:
+    async def test_to_a_client_that_reads_slowly_goes_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(connection, "WRITE_STALL_SECONDS", 0.8)
+        loop = asyncio.get_running_loop()
+        async with open_site(self.much) as site, asyncio.timeout(10):
             with socket.socket() as raw:
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
                 raw.setblocking(False)
-                loop = asyncio.get_running_loop()
                 await loop.sock_connect(raw, ("127.0.0.1", int(site.url.rpartition(":")[2])))
                 await loop.sock_sendall(raw, GET)
                 got, began = 0, time.monotonic()
                 while got < 12_000_000:
-                    got += len(await loop.sock_recv(raw, 200_000))
-                    # For four times as long as a stalled client would be waited for.
-                    if time.monotonic() - began < 1.2:
+                    piece = await loop.sock_recv(raw, 100_000)
+                    assert piece, "a client that reads was cut"
+                    got += len(piece)
+                    # For twice as long as a client that does not read would be waited for.
+                    if time.monotonic() - began < 1.6:
                         await asyncio.sleep(0.02)
 
     async def test_what_is_left_at_a_close_is_cut_too(self, monkeypatch: pytest.MonkeyPatch) -> None:

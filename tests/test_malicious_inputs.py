@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 import pytest_asyncio
-from stage.calls import until
+from stage.asking import until
 from stage.house import MANAGEMENT_TOKEN, PROVIDER_KEY, House, open_house, settings_for
 from stage.provider import Exchange, ScriptedProvider, scripted_provider
 from stage.provider import answer as answer_of

@@ -53,8 +53,11 @@ def create_app(context: Context) -> web.Application:
 
 def read_static() -> dict[str, Static]:
     """The files of web/static by name: what is not among them cannot be asked for."""
-    files = resources.files("llm_proxy.web").joinpath("static").iterdir()
-    return {file.name: Static(TYPES["." + file.name.rpartition(".")[2]], file.read_bytes()) for file in files}
+    files = [
+        (file, TYPES.get("." + file.name.rpartition(".")[2]))
+        for file in resources.files("llm_proxy.web").joinpath("static").iterdir()
+    ]
+    return {file.name: Static(kind, file.read_bytes()) for file, kind in files if kind}
 
 
 async def protect(request: web.Request, response: web.StreamResponse) -> None:

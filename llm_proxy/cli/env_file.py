@@ -1,6 +1,7 @@
 """The .env file that `setup` and `quickstart` write."""
 
 import base64
+import contextlib
 import os
 import pathlib
 import re
@@ -74,4 +75,5 @@ def write_private(path: pathlib.Path, text: str) -> None:
     except OSError as error:
         raise StartError(f"{path}: cannot be written: {error.strerror or error}.") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()

@@ -8,6 +8,7 @@ import click
 import uvloop
 
 from llm_proxy import fake_provider
+from llm_proxy.cli.api import reason_of
 from llm_proxy.cli.options import address
 from llm_proxy.errors import StartError
 from llm_proxy.fake_provider import Faults
@@ -37,7 +38,7 @@ def command(addr: str, require_key: str | None, **faults: Any) -> None:
     try:
         uvloop.run(_serve(host.strip("[]") or "0.0.0.0", int(port), require_key, Faults(**faults)))
     except OSError as error:
-        raise StartError(f"--addr {addr}: cannot listen there: {error.strerror or error}.") from error
+        raise StartError(f"--addr {addr}: cannot listen there: {reason_of(error)}.") from error
 
 
 async def _serve(host: str, port: int, require_key: str | None, faults: Faults) -> None:

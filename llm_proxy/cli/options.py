@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 
 import click
 
-from llm_proxy.errors import SettingsError
 from llm_proxy.settings import Settings, load, parse_address
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -51,10 +50,6 @@ def settings() -> Settings:
     """The settings, with what the options say over everything else.
 
     Raises:
-        SettingsError: they cannot be used, or an option contradicts them.
+        SettingsError: they cannot be used.
     """
-    flags = {name: value for name, value in said().items() if name.isupper()}
-    loaded = load(said().get("env"), flags)
-    if "DATABASE_PATH" in flags and loaded.db_driver == "postgres":
-        raise SettingsError("--db names a SQLite file, and DATABASE_URL a PostgreSQL database. Give one of them.")
-    return loaded
+    return load(said().get("env"), {name: value for name, value in said().items() if name.isupper()})

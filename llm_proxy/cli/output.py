@@ -17,9 +17,9 @@ def printable(text: str) -> str:
 
 
 def _cell(value: object) -> str:
+    if value in (None, "", [], {}):
+        return "-"
     match value:
-        case None | "" | [] | {}:
-            return "-"
         case bool():
             return "yes" if value else "no"
         case list():

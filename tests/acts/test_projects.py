@@ -25,13 +25,13 @@ async def test_a_deactivated_project_is_not_served_and_its_tokens_stay_revoked(
 
 
 async def test_a_project_that_was_only_stopped_goes_on_with_its_tokens(
-    each_house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
+    house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
 ) -> None:
-    project = await each_house.project(provider.url)
-    token = await each_house.token(project)
+    project = await house.project(provider.url)
+    token = await house.token(project)
     for is_active, outcome in ((False, (403, "project_inactive")), (True, (200, None))):
-        await projects.update(each_house.context, TESTER, project, {"is_active": is_active})
-        assert await call(client, each_house, token) == outcome
+        await projects.update(house.context, TESTER, project, {"is_active": is_active})
+        assert await call(client, house, token) == outcome
 
 
 async def test_all_tokens_of_a_project_are_refused_once_all_were_revoked(
@@ -48,14 +48,14 @@ async def test_all_tokens_of_a_project_are_refused_once_all_were_revoked(
 
 
 async def test_the_next_call_goes_with_the_new_key_even_over_a_connection_that_was_kept(
-    each_house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
+    house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
 ) -> None:
-    project = await each_house.project(provider.url)
-    token = await each_house.token(project)
+    project = await house.project(provider.url)
+    token = await house.token(project)
     for key in (PROVIDER_KEY, NEXT_KEY):
         if key is NEXT_KEY:
-            await projects.update(each_house.context, TESTER, project, {"api_key": key})
-        assert await call(client, each_house, token) == (200, None)
+            await projects.update(house.context, TESTER, project, {"api_key": key})
+        assert await call(client, house, token) == (200, None)
         assert provider.exchanges[-1].header(b"authorization") == f"Bearer {key}".encode()
 
 

@@ -64,15 +64,15 @@ async def test_a_key_is_rotated_without_a_call_in_vain(
 
 
 async def test_the_next_call_goes_to_the_new_address(
-    each_house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
+    house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
 ) -> None:
-    project = await each_house.project(provider.url)
-    token = await each_house.token(project)
-    await call(client, each_house, token)
-    [only] = await providers.of_project(each_house.context, project)
+    project = await house.project(provider.url)
+    token = await house.token(project)
+    await call(client, house, token)
+    [only] = await providers.of_project(house.context, project)
     async with scripted_provider() as elsewhere:
-        await providers.update(each_house.context, TESTER, project, only.id, {"api_base": f"{elsewhere.url}/v1/"})
-        assert await call(client, each_house, token) == (200, None)
+        await providers.update(house.context, TESTER, project, only.id, {"api_base": f"{elsewhere.url}/v1/"})
+        assert await call(client, house, token) == (200, None)
         assert elsewhere.exchanges[0].request_line == b"POST /v1/chat/completions HTTP/1.1"
     assert len(provider.exchanges) == 1
 

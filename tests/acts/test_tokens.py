@@ -45,14 +45,14 @@ async def test_what_a_token_may_do_changes_with_the_next_call(
 
 
 async def test_an_expired_token_is_good_again_with_a_later_end(
-    each_house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
+    house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
 ) -> None:
-    context, project = each_house.context, await each_house.project(provider.url)
+    context, project = house.context, await house.project(provider.url)
     token, secret = await tokens.create(context, TESTER, {"project_id": project})
     await context.database.execute("UPDATE tokens SET expires_at = 1")
-    assert await call(client, each_house, secret.reveal()) == (401, "token_expired")
+    assert await call(client, house, secret.reveal()) == (401, "token_expired")
     await tokens.update(context, TESTER, token.id, {"expires_at": to_rfc3339(now_ms() + DAY_MS)})
-    assert await call(client, each_house, secret.reveal()) == (200, None)
+    assert await call(client, house, secret.reveal()) == (200, None)
 
 
 async def test_a_change_does_not_write_back_a_count_that_it_had_read(

@@ -64,9 +64,9 @@ async def test_a_new_project_is_answered_as_a_whole_and_is_read_back_the_same(ea
     assert await providers_of(each_api, made["id"]) == []
 
 
-async def test_a_project_may_be_made_with_its_key(each_api: Management) -> None:
-    reply = await each_api.ask("POST", "/manage/projects", {"name": "demo", "api_key": KEY, "provider_type": "anthropic"})
-    [provider] = await providers_of(each_api, reply.data["id"])
+async def test_a_project_may_be_made_with_its_key(api: Management) -> None:
+    reply = await api.ask("POST", "/manage/projects", {"name": "demo", "api_key": KEY, "provider_type": "anthropic"})
+    [provider] = await providers_of(api, reply.data["id"])
     assert (provider["provider_type"], provider["name"], provider["weight"]) == ("anthropic", "anthropic", 1)
     assert provider["api_base"] == "https://api.anthropic.com"
     assert provider["api_key"] == "sk-…cdef"
@@ -113,12 +113,12 @@ async def test_patch_changes_what_it_names_and_nothing_else(each_api: Management
     assert await each_api.done("GET", f"/manage/projects/{id}") == after
 
 
-async def test_what_was_read_may_be_sent_back_and_changes_nothing(each_api: Management) -> None:
-    id = await each_api.project()
-    await each_api.done("PATCH", f"/manage/projects/{id}", {"is_active": False})
-    before = await each_api.done("GET", f"/manage/projects/{id}")
+async def test_what_was_read_may_be_sent_back_and_changes_nothing(api: Management) -> None:
+    id = await api.project()
+    await api.done("PATCH", f"/manage/projects/{id}", {"is_active": False})
+    before = await api.done("GET", f"/manage/projects/{id}")
     for body in (before, {}, {"is_active": False}):
-        assert await each_api.done("PATCH", f"/manage/projects/{id}", body) == before
+        assert await api.done("PATCH", f"/manage/projects/{id}", body) == before
 
 
 async def test_a_read_only_field_that_differs_is_refused(api: Management) -> None:
@@ -154,10 +154,10 @@ async def test_a_new_key_replaces_that_of_the_only_provider(each_api: Management
     assert event["details"]["after"] == {"name": "renamed", "api_key": "sk-…3210"}
 
 
-async def test_a_new_key_becomes_the_first_provider_where_there_is_none(each_api: Management) -> None:
-    id = await each_api.project()
-    await each_api.done("PATCH", f"/manage/projects/{id}", {"api_key": KEY})
-    [provider] = await providers_of(each_api, id)
+async def test_a_new_key_becomes_the_first_provider_where_there_is_none(api: Management) -> None:
+    id = await api.project()
+    await api.done("PATCH", f"/manage/projects/{id}", {"api_key": KEY})
+    [provider] = await providers_of(api, id)
     assert (provider["provider_type"], provider["api_key"]) == ("openai", "sk-…cdef")
 
 
@@ -187,22 +187,22 @@ async def test_delete_deactivates_and_keeps_what_was_deactivated_first(each_api:
     assert [event["details"]["revoked_count"] for event in (first, again)] == [1, 0]
 
 
-async def test_a_project_that_is_active_again_is_so_without_its_revoked_tokens(each_api: Management) -> None:
-    id = await each_api.project()
-    token = await each_api.token(id)
-    await each_api.done("DELETE", f"/manage/projects/{id}")
-    again = await each_api.done("PATCH", f"/manage/projects/{id}", {"is_active": True})
+async def test_a_project_that_is_active_again_is_so_without_its_revoked_tokens(api: Management) -> None:
+    id = await api.project()
+    token = await api.token(id)
+    await api.done("DELETE", f"/manage/projects/{id}")
+    again = await api.done("PATCH", f"/manage/projects/{id}", {"is_active": True})
     assert (again["is_active"], again["deactivated_at"]) == (True, None)
-    assert (await each_api.done("GET", f"/manage/tokens/{token['id']}"))["status"] == "revoked"
+    assert (await api.done("GET", f"/manage/tokens/{token['id']}"))["status"] == "revoked"
 
 
-async def test_to_stop_a_project_does_not_revoke_its_tokens_unless_that_is_said(each_api: Management) -> None:
-    id = await each_api.project()
-    token = await each_api.token(id)
-    await each_api.done("PATCH", f"/manage/projects/{id}", {"is_active": False})
-    assert (await each_api.done("GET", f"/manage/tokens/{token['id']}"))["is_active"] is True
-    await each_api.done("PATCH", f"/manage/projects/{id}", {"revoke_tokens": True})
-    assert (await each_api.done("GET", f"/manage/tokens/{token['id']}"))["is_active"] is False
+async def test_to_stop_a_project_does_not_revoke_its_tokens_unless_that_is_said(api: Management) -> None:
+    id = await api.project()
+    token = await api.token(id)
+    await api.done("PATCH", f"/manage/projects/{id}", {"is_active": False})
+    assert (await api.done("GET", f"/manage/tokens/{token['id']}"))["is_active"] is True
+    await api.done("PATCH", f"/manage/projects/{id}", {"revoke_tokens": True})
+    assert (await api.done("GET", f"/manage/tokens/{token['id']}"))["is_active"] is False
 
 
 async def test_revoking_all_counts_what_it_did(each_api: Management) -> None:

@@ -80,8 +80,8 @@ async def test_a_new_provider_is_answered_as_a_whole_and_is_read_back_the_same(e
     assert (await each_api.done("GET", each_path))["data"] == [made]
 
 
-async def test_a_key_alone_makes_a_provider_of_the_default_profile(each_api: Management, each_path: str) -> None:
-    made = await each_api.done("POST", each_path, {"api_key": KEY})
+async def test_a_key_alone_makes_a_provider_of_the_default_profile(api: Management, path: str) -> None:
+    made = await api.done("POST", path, {"api_key": KEY})
     shown = {name: made[name] for name in ("name", "provider_type", "api_base", "weight", "provider_params", "is_enabled")}
     assert shown == {
         "name": "openai",
@@ -124,13 +124,13 @@ async def test_patch_changes_what_it_names_and_nothing_else(each_api: Management
     assert after == {**made, "api_key": "sk-…3210", "updated_at": after["updated_at"]}
 
 
-async def test_null_gives_back_the_base_url_of_the_profile_and_omission_keeps_it(each_api: Management, each_path: str) -> None:
-    await each_api.done("POST", each_path, {"id": "mine", "api_key": KEY, "api_base": "https://llm.example.com"})
-    kept = await each_api.done("PATCH", f"{each_path}/mine", {"provider_type": "mistral"})
+async def test_null_gives_back_the_base_url_of_the_profile_and_omission_keeps_it(api: Management, path: str) -> None:
+    await api.done("POST", path, {"id": "mine", "api_key": KEY, "api_base": "https://llm.example.com"})
+    kept = await api.done("PATCH", f"{path}/mine", {"provider_type": "mistral"})
     assert kept["api_base"] == "https://llm.example.com"
-    back = await each_api.done("PATCH", f"{each_path}/mine", {"api_base": None})
+    back = await api.done("PATCH", f"{path}/mine", {"api_base": None})
     assert back["api_base"] == "https://api.mistral.ai"
-    assert await each_api.refused("PATCH", f"{each_path}/mine", {"provider_type": "custom"}) == (400, "invalid_field", "api_base")
+    assert await api.refused("PATCH", f"{path}/mine", {"provider_type": "custom"}) == (400, "invalid_field", "api_base")
 
 
 async def test_what_was_read_may_be_sent_back_but_for_the_masked_key(api: Management, path: str) -> None:
@@ -146,12 +146,12 @@ async def test_a_read_only_field_that_differs_is_refused(api: Management, path: 
         assert await api.refused("PATCH", f"{path}/mine", {field: "other"}) == (400, "invalid_field", field)
 
 
-async def test_a_deleted_provider_is_gone_and_its_id_is_free(each_api: Management, each_path: str) -> None:
-    await each_api.done("POST", each_path, {"id": "mine", "api_key": KEY})
-    assert (await each_api.ask("DELETE", f"{each_path}/mine")).status == 204
-    assert await each_api.refused("DELETE", f"{each_path}/mine") == (404, "not_found", None)
-    assert (await each_api.done("GET", each_path))["data"] == []
-    assert (await each_api.ask("POST", each_path, {"id": "mine", "api_key": KEY})).status == 201
+async def test_a_deleted_provider_is_gone_and_its_id_is_free(api: Management, path: str) -> None:
+    await api.done("POST", path, {"id": "mine", "api_key": KEY})
+    assert (await api.ask("DELETE", f"{path}/mine")).status == 204
+    assert await api.refused("DELETE", f"{path}/mine") == (404, "not_found", None)
+    assert (await api.done("GET", path))["data"] == []
+    assert (await api.ask("POST", path, {"id": "mine", "api_key": KEY})).status == 201
 
 
 async def test_a_provider_is_found_under_its_own_project_alone(api: Management, path: str) -> None:
@@ -163,33 +163,31 @@ async def test_a_provider_is_found_under_its_own_project_alone(api: Management, 
     assert (await api.done("GET", f"{path}/mine"))["weight"] == 1
 
 
-async def test_the_list_is_paged_by_id_over_ids_of_any_kind(each_api: Management, each_path: str) -> None:
+async def test_the_list_is_paged_by_id_over_ids_of_any_kind(api: Management, path: str) -> None:
     ids = ["B", "a", "a-2", "b_1", "b~", "z"]
     for id in reversed(ids):
-        await each_api.done("POST", each_path, {"id": id, "api_key": KEY})
+        await api.done("POST", path, {"id": id, "api_key": KEY})
     visited: list[str] = []
     after: dict[str, str] = {}
     for _ in ids:
-        page = await each_api.done("GET", each_path, params={"limit": "2", **after})
+        page = await api.done("GET", path, params={"limit": "2", **after})
         visited += [one["id"] for one in page["data"]]
         if not page["has_more"]:
             break
         # What the cursor names may go meanwhile.
-        await each_api.done("DELETE", f"{each_path}/{page['next']}")
+        await api.done("DELETE", f"{path}/{page['next']}")
         after = {"after": page["next"]}
     assert visited == ids
 
 
-async def test_a_provider_whose_key_cannot_be_read_says_so_and_breaks_no_list(
-    each_api: Management, each_path: str, each_house: House
-) -> None:
+async def test_a_provider_whose_key_cannot_be_read_says_so_and_breaks_no_list(api: Management, path: str, house: House) -> None:
     for id in ("broken", "fine"):
-        await each_api.done("POST", each_path, {"id": id, "api_key": KEY})
+        await api.done("POST", path, {"id": id, "api_key": KEY})
     damaged = "UPDATE providers SET api_key_ciphertext = 'enc:v2:00000000:AAAA' WHERE id = 'broken'"
-    await each_house.context.database.execute(damaged)
-    broken, fine = (await each_api.done("GET", each_path))["data"]
+    await house.context.database.execute(damaged)
+    broken, fine = (await api.done("GET", path))["data"]
     assert (broken["api_key"], fine["api_key"]) == (None, "sk-…cdef")
     assert "ENCRYPTION_KEY" in broken["problem"]
     assert fine["problem"] is None
-    mended = await each_api.done("PATCH", f"{each_path}/broken", {"api_key": NEXT_KEY})
+    mended = await api.done("PATCH", f"{path}/broken", {"api_key": NEXT_KEY})
     assert (mended["api_key"], mended["problem"]) == ("sk-…3210", None)

@@ -106,17 +106,17 @@ async def test_a_new_token_is_answered_with_its_secret_this_once(each_api: Manag
     assert (await each_api.done("GET", "/manage/tokens"))["data"] == [made]
 
 
-async def test_a_token_withers_after_a_day_unless_told_otherwise(each_api: Management) -> None:
-    project = await each_api.project()
-    assert minutes(await each_api.token(project)) == pytest.approx(24 * 60, abs=0.1)
-    assert minutes(await each_api.token(project, duration_minutes=1)) == pytest.approx(1, abs=0.1)
-    assert minutes(await each_api.token(project, duration_minutes=525_600)) == pytest.approx(525_600, abs=0.1)
-    assert minutes(await each_api.token(project, expires_at=shifted(days=365))) == pytest.approx(525_600, abs=0.1)
+async def test_a_token_withers_after_a_day_unless_told_otherwise(api: Management) -> None:
+    project = await api.project()
+    assert minutes(await api.token(project)) == pytest.approx(24 * 60, abs=0.1)
+    assert minutes(await api.token(project, duration_minutes=1)) == pytest.approx(1, abs=0.1)
+    assert minutes(await api.token(project, duration_minutes=525_600)) == pytest.approx(525_600, abs=0.1)
+    assert minutes(await api.token(project, expires_at=shifted(days=365))) == pytest.approx(525_600, abs=0.1)
     elsewhere = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)).astimezone(
         datetime.timezone(datetime.timedelta(hours=9))
     )
-    assert minutes(await each_api.token(project, expires_at=elsewhere.isoformat())) == pytest.approx(60, abs=0.1)
-    assert (await each_api.token(project, expires_at=None))["expires_at"] is None
+    assert minutes(await api.token(project, expires_at=elsewhere.isoformat())) == pytest.approx(60, abs=0.1)
+    assert (await api.token(project, expires_at=None))["expires_at"] is None
 
 
 async def test_no_quota_is_the_default_and_may_be_said(api: Management) -> None:
@@ -140,11 +140,11 @@ async def test_a_quota_of_nothing_is_refused_with_a_hint(api: Management) -> Non
     assert "null" in reply.error["message"]
 
 
-async def test_a_token_needs_a_project_that_is_there_and_active(each_api: Management) -> None:
-    project = await each_api.project()
-    await each_api.done("DELETE", f"/manage/projects/{project}")
-    assert await each_api.refused("POST", "/manage/tokens", {"project_id": project}) == (400, "invalid_field", "project_id")
-    assert await each_api.refused("POST", "/manage/tokens", {"project_id": NOBODY}) == (404, "not_found", None)
+async def test_a_token_needs_a_project_that_is_there_and_active(api: Management) -> None:
+    project = await api.project()
+    await api.done("DELETE", f"/manage/projects/{project}")
+    assert await api.refused("POST", "/manage/tokens", {"project_id": project}) == (400, "invalid_field", "project_id")
+    assert await api.refused("POST", "/manage/tokens", {"project_id": NOBODY}) == (404, "not_found", None)
 
 
 async def test_numbers_and_texts_of_metadata_come_back_as_they_went(each_api: Management) -> None:
@@ -192,16 +192,14 @@ async def test_patch_changes_what_it_names_and_nothing_else(each_api: Management
     assert on == {**made, "updated_at": on["updated_at"]}
 
 
-async def test_what_was_read_may_be_sent_back_even_when_it_could_not_be_written_anew(
-    each_api: Management, each_house: House
-) -> None:
-    token = await each_api.token(await each_api.project())
-    await each_house.context.database.execute("UPDATE tokens SET expires_at = 1")
+async def test_what_was_read_may_be_sent_back_even_when_it_could_not_be_written_anew(api: Management, house: House) -> None:
+    token = await api.token(await api.project())
+    await house.context.database.execute("UPDATE tokens SET expires_at = 1")
     path = f"/manage/tokens/{token['id']}"
-    before = await each_api.done("GET", path)
+    before = await api.done("GET", path)
     assert before["status"] == "expired"
-    assert await each_api.done("PATCH", path, before) == before
-    after = await each_api.done("PATCH", path, {**before, "name": "renamed"})
+    assert await api.done("PATCH", path, before) == before
+    after = await api.done("PATCH", path, {**before, "name": "renamed"})
     assert (after["name"], after["expires_at"]) == ("renamed", before["expires_at"])
 
 

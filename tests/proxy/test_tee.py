@@ -366,7 +366,10 @@ def test_an_event_of_ten_megabytes_does_not_hide_the_usage_behind_it(size: int) 
 @given(
     st.sampled_from([EVENTS, JSON, "application/ld+json", "", ";;", "text/html"]),
     st.sampled_from(["", "gzip", "deflate", "br", ",", "\x00"]) | st.text(max_size=5),
-    st.lists(st.binary(max_size=40) | st.sampled_from([gzip.compress(OPENAI, mtime=0), zlib.compress(REPLY), OPENAI, REPLY]), max_size=6),
+    st.lists(
+        st.binary(max_size=40) | st.sampled_from([gzip.compress(OPENAI, mtime=0), zlib.compress(REPLY), OPENAI, REPLY]),
+        max_size=6,
+    ),
     st.integers(0, 100),
 )
 def test_whatever_comes_the_tee_does_not_fail(content_type: str, coding: str, chunks: list[bytes], keep: int) -> None:
