@@ -151,10 +151,10 @@ class ApiError(LLMProxyError):
 
 
 class NotFound(ApiError):
-    """There is no such thing."""
+    """There is no such thing. The id is not repeated: somebody may have pasted a token in its place."""
 
-    def __init__(self, what: str, id: str) -> None:
-        super().__init__("not_found", f"There is no {what} with the id {id!r}.")
+    def __init__(self, what: str) -> None:
+        super().__init__("not_found", f"There is no {what} with this id.")
 
 
 class AlreadyExists(ApiError):

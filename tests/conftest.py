@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 import uvloop
 from stage import secrets
-from stage.house import House, open_house, settings_for
+from stage.house import House, migrated, open_house, settings_for
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
 
@@ -71,7 +71,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Settings
 @pytest.fixture
 async def database(settings: Settings) -> AsyncIterator[Database]:
     """An empty, migrated database, once on each kind."""
-    async with open_database(settings) as opened:
+    async with open_database(migrated(settings)) as opened:
         yield opened
 
 

@@ -115,7 +115,7 @@ def test_no_error_has_a_code_without_a_rule(path: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "param"),
     [
-        (NotFound("project", "p1"), "not_found", None),
+        (NotFound("project"), "not_found", None),
         (AlreadyExists("The name is taken.", "name"), "already_exists", "name"),
         (InvalidField("name", "give text."), "invalid_field", "name"),
         (DatabaseUnavailable(), "database_unavailable", None),
@@ -132,7 +132,7 @@ def test_class_settles_the_code(error: ApiError, code: str, param: str | None) -
 
 
 def test_texts_say_what_is_wrong() -> None:
-    assert NotFound("project", "p1").message == "There is no project with the id 'p1'."
+    assert NotFound("project").message == "There is no project with this id."
     assert InvalidField("name", "give text.").message == "name: give text."
 
 

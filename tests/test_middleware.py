@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from stage.house import MANAGEMENT_TOKEN, House, open_house, settings_for
 from stage.management import Management, managing
+from stage.provider import END, chunk
 from stage.raw import connected, exchange
 
 from llm_proxy.errors import ApiError
@@ -80,39 +81,65 @@ async def test_one_line_is_logged_for_each_request_with_its_ids_and_address(tmp_
     assert not [line for line in lines if line.get("request_id") == "r-2"]
 
 
-async def test_a_mistake_of_ours_is_told_without_its_reason_and_logged_with_it(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def broken(request: web.Request) -> web.Response:
-        raise ZeroDivisionError("a secret reason")
+async def broken(request: web.Request) -> web.Response:
+    """A route with a mistake."""
+    raise ZeroDivisionError("a secret reason")
 
+
+async def refusing(request: web.Request) -> web.Response:
+    """A route that refuses with a header of its own."""
+    raise ApiError("origin_not_allowed", "No.", headers={"X-Extra": "yes"})
+
+
+async def conflicting(request: web.Request) -> web.Response:
+    """A route that raises what no route of ours raises."""
+    raise web.HTTPConflict
+
+
+@pytest.fixture
+async def stranger_site(house: House) -> AsyncIterator[str]:
+    """The proxy site's application with three more routes."""
     app = create_proxy_app(house.context)
-    app.router.add_get("/manage/broken", broken)
-    app.router.add_get("/manage/refused", refused)
+    for handler in (broken, refusing, conflicting):
+        app.router.add_get(f"/{handler.__name__}", handler)
     runner = web.AppRunner(app)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        answer = await exchange(url, b"GET /manage/broken HTTP/1.1\r\nHost: x\r\nX-Request-ID: r-1\r\n\r\n")
-        other = await exchange(url, b"GET /manage/refused HTTP/1.1\r\nHost: x\r\n\r\n")
-    finally:
-        await runner.cleanup()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+async def test_a_mistake_of_ours_is_told_without_its_reason_and_logged_with_it(
+    stranger_site: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = await exchange(stranger_site, b"GET /broken HTTP/1.1\r\nHost: x\r\nX-Request-ID: r-1\r\n\r\n")
     assert answer
-    assert answer.status == 500
-    assert json.loads(answer.body)["error"]["code"] == "internal_error"
-    assert b"secret" not in answer.body
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (500, "internal_error")
     assert answer.header(b"x-request-id") == b"r-1"
+    assert b"secret" not in answer.body
     [record] = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.exc_info
     assert "a secret reason" in str(record.exc_info[1])
-    assert other
-    assert (other.status, other.header(b"x-extra")) == (403, b"yes")
 
 
-async def refused(request: web.Request) -> web.Response:
-    """A route that refuses with a header of its own."""
-    raise ApiError("origin_not_allowed", "No.", headers={"X-Extra": "yes"})
+@pytest.mark.parametrize(
+    ("path", "status", "code", "extra"),
+    [("refusing", 403, "origin_not_allowed", b"yes"), ("conflicting", 400, "bad_request", None)],
+)
+async def test_an_error_is_answered_by_its_code_with_its_headers(
+    stranger_site: str, path: str, status: int, code: str, extra: bytes | None
+) -> None:
+    answer = await exchange(stranger_site, f"GET /{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert answer
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (status, code)
+    assert answer.header(b"x-extra") == extra
+
+
+async def test_a_body_without_a_length_is_cut_where_it_becomes_too_large(house: House, site: Management) -> None:
+    large = b"".join(chunk(b" " * 65536) for _ in range(20)) + END
+    answer = await exchange(house.url, post(f"{AUTH}Transfer-Encoding: chunked\r\n", large))
+    assert answer
+    assert (answer.status, json.loads(answer.body)["error"]["code"]) == (413, "request_too_large")
 
 
 async def test_refusals_are_counted_by_code(house: House, site: Management) -> None:

@@ -40,7 +40,7 @@ class Act:
         """
         found = await get_project(self.tx, id)
         if found is None:
-            raise NotFound("project", id)
+            raise NotFound("project")
         self.project_id = found.id
         return found
 

@@ -38,7 +38,7 @@ async def get(context: Context, id: str) -> Project:
     """One project."""
     found = await projects.get(context.database, id)
     if found is None:
-        raise NotFound("project", id)
+        raise NotFound("project")
     return found
 
 
@@ -87,7 +87,7 @@ async def _write(act: Act, before: Project, fields: dict[str, Any]) -> Project:
     except Conflict as error:
         raise AlreadyExists(f"There is already a project named {fields['name']!r}.", "name") from error
     if after is None:
-        raise NotFound("project", before.id)
+        raise NotFound("project")
     act.before_and_after(shown(before), shown(after))
     return after
 

@@ -50,7 +50,7 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
 async def of_project(context: Context, project_id: str) -> list[Provider]:
     """All providers of a project, by id."""
     if await projects.get(context.database, project_id) is None:
-        raise NotFound("project", project_id)
+        raise NotFound("project")
     return await providers.of_project(context.database, context.vault, project_id)
 
 
@@ -62,7 +62,7 @@ async def get(context: Context, project_id: str, id: str) -> Provider:
 async def _existing(context: Context, connection: Connection, project_id: str, id: str) -> Provider:
     found = await providers.get(connection, context.vault, project_id, id)
     if found is None:
-        raise NotFound("provider", id)
+        raise NotFound("provider")
     return found
 
 
@@ -127,7 +127,7 @@ async def change(context: Context, act: Act, before: Provider, columns: dict[str
         return before
     after = await providers.update(act.tx, context.vault, before.id, columns, key)
     if after is None:
-        raise NotFound("provider", before.id)
+        raise NotFound("provider")
     act.before_and_after(shown(context, before), shown(context, after))
     if key:
         # Two keys may look alike when they are masked.

@@ -79,7 +79,7 @@ async def get(context: Context, id: str) -> Token:
     """One token."""
     found = await tokens.get(context.database, id)
     if found is None:
-        raise NotFound("token", id)
+        raise NotFound("token")
     return found
 
 
@@ -112,7 +112,7 @@ async def update(context: Context, who: Who, id: str, given: Mapping[str, object
         fields = read_changes(CHANGEABLE, given, stored)
         after = await tokens.update(act.tx, id, fields) if fields else before
         if after is None:
-            raise NotFound("token", id)
+            raise NotFound("token")
         act.before_and_after(stored, shown(context, after))
         act.changed("token", id)
         return after
@@ -131,6 +131,6 @@ async def _found(act: Act, id: str) -> Token:
     """The token that an act concerns."""
     token = await tokens.get(act.tx, id)
     if token is None:
-        raise NotFound("token", id)
+        raise NotFound("token")
     act.token_id, act.project_id = token.id, token.project_id
     return token

@@ -105,7 +105,7 @@ async def local_api(settings: Settings) -> AsyncIterator[Api]:
 
     if settings.require_encryption_key and not settings.encryption_key:
         raise SettingsError("REQUIRE_ENCRYPTION_KEY is true, and ENCRYPTION_KEY is not set: keys would be stored plain.")
-    settings = dataclasses.replace(settings, log_level="error", warnings=())
+    settings = dataclasses.replace(settings, log_level="error", log_format="text", warnings=())
     async with contextlib.AsyncExitStack() as stack:
         context = await stack.enter_async_context(open_context(settings))
         context.operators = LocalOperator(())
@@ -125,7 +125,7 @@ async def remote_api(settings: Settings, url: str | None) -> AsyncIterator[Api]:
         raise SettingsError("MANAGEMENT_TOKEN is not set, and the server asks for it. With --local none is needed.")
     headers = {"Authorization": f"Bearer {settings.management_token[0].reveal()}"}
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=SECONDS)) as session:
-        yield Api(session, (url or own_address(settings)).rstrip("/"))
+        yield Api(session, url or own_address(settings))
 
 
 def own_address(settings: Settings) -> str:

@@ -27,7 +27,7 @@ def _never_a_providers_key(ctx: click.Context, param: click.Parameter, value: st
 
 
 @click.command()
-@click.option("--url", metavar="URL", help="The proxy.  [default: LISTEN_ADDR of the settings]")
+@click.option("--url", metavar="URL", type=options.site_url, help="The proxy.  [default: LISTEN_ADDR of the settings]")
 @click.option(
     "--token",
     envvar="OPENAI_API_KEY",
@@ -49,7 +49,7 @@ def command(url: str | None, token: str | None, model: str, system: str | None, 
     token = token or kept_token()
     if not token:
         raise click.UsageError("Give a token of the proxy with --token. `llm-proxy manage token create` makes one.")
-    url = (url or own_address(options.settings())).rstrip("/")
+    url = url or own_address(options.settings())
     messages: Messages = [{"role": "system", "content": system}] if system else []
     for asked in [" ".join(question)] if question else iter(_asked, ""):
         messages.append({"role": "user", "content": asked})

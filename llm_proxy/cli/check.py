@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import tempfile
@@ -44,10 +45,20 @@ def command(offline: bool) -> None:
     _say("ok", f"settings: {len(settings.sources)} set, the rest by default")
     _say("ok", f"profiles: {', '.join(read_profiles(settings).apis)}")
     todo = _to_do(settings)
-    with _stand_in(settings) if todo else contextlib.nullcontext(settings) as openable:
+    with _stand_in(settings) if todo else contextlib.nullcontext(settings) as openable, _no_log():
         bad = asyncio.run(_check(openable, todo, offline))
     if bad:
         raise StartError(f"{bad} of the providers cannot be used.")
+
+
+@contextlib.contextmanager
+def _no_log() -> Iterator[None]:
+    """What the log would say of a problem, the report says."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _say(state: str, text: str) -> None:
@@ -82,7 +93,7 @@ def _stand_in(settings: Settings) -> Iterator[Settings]:
 
 async def _check(settings: Settings, todo: str, offline: bool) -> int:
     """Check what only an opened context can tell; returns how many providers cannot be used."""
-    async with open_context(dataclasses.replace(settings, log_level="error", warnings=())) as context:
+    async with open_context(settings) as context:
         _say("ok", f"database: {todo or await _state(settings, context.database)}")
         found = await every(context.database, context.vault, MOST_PROVIDERS + 1)
         if len(found) > MOST_PROVIDERS:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -17,6 +18,14 @@ def address(text: str) -> str:
         return parse_address(text)
     except ValueError as error:
         raise click.BadParameter(f"{text!r} is not accepted. Give {error}.") from None
+
+
+def site_url(text: str) -> str:
+    """The type of options that say where a site is; returns it without a slash at its end."""
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise click.BadParameter(f"{text!r} is not accepted. Give a URL such as http://127.0.0.1:8080.")
+    return text.rstrip("/")
 
 
 def said() -> dict[str, Any]:

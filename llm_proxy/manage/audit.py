@@ -30,5 +30,5 @@ async def get(request: web.Request, who: Who) -> web.Response:
     id = request.match_info["id"]
     found = await audit.get(request.app[CONTEXT].database, id)
     if found is None:
-        raise NotFound("audit event", id)
+        raise NotFound("audit event")
     return answer_json(audit.shown(found))

@@ -116,7 +116,7 @@ def check_base_url(field: str, url: str, *, allow_private: bool) -> str:
     schemes = ("https", "http") if allow_private else ("https",)
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in schemes and bool(parts.hostname) and (parts.port or 1) > 0
+        usable = parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
     except ValueError:
         raise _unusable(field, schemes) from None
     if not usable or not url.isascii() or any(c.isspace() for c in url):

@@ -113,7 +113,7 @@ class Holder:
         await tokens.update(self.house.context, TESTER, self.token.id, {"is_active": False})
 
     async def revoke_all(self) -> None:
-        await projects.revoke_tokens(self.house.context, TESTER, self.project)
+        await projects.revoke_tokens(self.house.context, TESTER, self.project, {})
 
     async def deactivate_project(self) -> None:
         await projects.deactivate(self.house.context, TESTER, self.project)

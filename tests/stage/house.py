@@ -1,6 +1,8 @@
 """The whole program, for the length of a test: sites on free ports, a project with its key, its tokens."""
 
+import functools
 import secrets
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from llm_proxy import settings as all_settings
 from llm_proxy.acts import projects, tokens
 from llm_proxy.audit import Who
 from llm_proxy.context import Context, open_context
+from llm_proxy.db import migrate
 from llm_proxy.events import Event
 from llm_proxy.server import Sites, open_sites
 from llm_proxy.settings import Settings
@@ -66,12 +69,31 @@ class House:
         return await self.token(await self.project(api_base, provider_type=provider_type), **fields)
 
 
+@functools.cache
+def _migrated() -> bytes:
+    """A migrated, empty SQLite database; migrating anew for each of a thousand tests would take minutes."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = settings_for(Path(folder))
+        migrate.up(settings)
+        return Path(settings.database_path).read_bytes()
+
+
+def migrated(settings: Settings) -> Settings:
+    """The settings, their SQLite database in place when it was not there."""
+    path = Path(settings.database_path)
+    if settings.db_driver == "sqlite" and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_migrated())
+        path.chmod(0o600)
+    return settings
+
+
 @asynccontextmanager
 async def open_house(settings: Settings, **more: Any) -> AsyncIterator[House]:
     """The program with these settings; `more` goes to `open_context`."""
     for secret in (*settings.management_token, *settings.encryption_key, settings.metrics_token):
         used(secret.reveal())
-    async with open_context(settings, **more) as context, open_sites(context) as sites:
+    async with open_context(migrated(settings), **more) as context, open_sites(context) as sites:
         house = House(context, sites)
         context.bus.read_by(house.events.append)
         yield house

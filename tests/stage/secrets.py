@@ -36,6 +36,7 @@ def used(secret: str) -> str:
 
 
 def found_in(folder: pathlib.Path) -> list[str]:
-    """Where the secrets used stand in a folder's files."""
-    lines: list[str] = _check.Search(_used).in_paths([folder]) if _used else []
+    """Where the secrets used stand in a folder's files, those apart in which an operator keeps them."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".env"]
+    lines: list[str] = _check.Search(_used).in_paths(files) if _used else []
     return lines

@@ -12,7 +12,13 @@ from llm_proxy.cli import options
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PLACE = (
-    options.kept("--api-url", "api_url", metavar="URL", help="The running server.  [default: LISTEN_ADDR of the settings]"),
+    options.kept(
+        "--api-url",
+        "api_url",
+        metavar="URL",
+        type=options.site_url,
+        help="The running server.  [default: LISTEN_ADDR of the settings]",
+    ),
     options.kept("--local", "local", is_flag=True, help="Work on the database itself; no server needs to run."),
     options.database,
     options.env_file,
