@@ -1,0 +1,85 @@
+"""Which process a folder of the log belongs to."""
+
+import contextlib
+import fcntl
+import os
+import pathlib
+from dataclasses import dataclass
+
+LOCK = "lock"
+# More processes than this on one folder of folders are a mistake.
+MOST_INSTANCES = 1000
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A folder that is this process's own, for as long as it lives or until `release`."""
+
+    folder: pathlib.Path
+    lock: int
+
+    def release(self) -> None:
+        """Let another process have it."""
+        os.close(self.lock)
+
+    def remove(self) -> None:
+        """Give the folder up for good, once everything in it is delivered. What is set aside in it stays, and so does it."""
+        for path in list(self.folder.iterdir()):
+            if path.suffix in (".cursor", ".tmp"):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            if {path.name for path in self.folder.iterdir()} == {LOCK}:
+                (self.folder / LOCK).unlink()
+                self.folder.rmdir()
+        self.release()
+
+
+def claim_own(root: pathlib.Path, name: str) -> Claim:
+    """A folder for this process: the first of `name-1`, `name-2` and so on that no living process has.
+
+    A process that starts again so finds what it left.
+
+    Raises:
+        OSError: the disk does not let us.
+    """
+    for number in range(1, MOST_INSTANCES):
+        folder = root / f"{name}-{number}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if claim := _claim(folder):
+            _sync(root)
+            return claim
+    raise OSError(f"{root}: {MOST_INSTANCES} processes have a folder here")
+
+
+def claim_dead(root: pathlib.Path) -> list[Claim]:
+    """The folders whose process is gone; theirs is now ours, to deliver what is in them."""
+    claims: list[Claim] = []
+    with contextlib.suppress(OSError):
+        left = [folder for folder in sorted(root.iterdir()) if (folder / LOCK).exists() and any(folder.glob("*.seg"))]
+        claims = [claim for folder in left if (claim := _claim(folder))]
+    return claims
+
+
+def _claim(folder: pathlib.Path) -> Claim | None:
+    path = folder / LOCK
+    try:
+        fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Its last owner may have removed it after we opened it; another process would lock another file then.
+        if os.fstat(fd).st_ino == path.stat().st_ino:
+            return Claim(folder, fd)
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(fd)
+    return None
+
+
+def _sync(folder: pathlib.Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,150 @@
+"""Reading the log on behalf of one sink."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from llm_proxy.events.records import Record
+from llm_proxy.events.segments import Segment, records_of
+from llm_proxy.events.spool import Spool
+
+# A batch is read into memory; events with bodies are large.
+LARGEST_BATCH = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event of the log."""
+
+    sequence: int
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Events that are gone: dropped by the backlog's cap, or taken by a power loss or damage.
+
+    Attributes:
+        first: the sequence of the first of them.
+        last: that of the last.
+    """
+
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.last - self.first + 1
+
+
+Item = Entry | Gap
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What a sink has yet to get."""
+
+    count: int
+    bytes: int
+
+
+class Reader:
+    """The log from a sink's cursor on. Reading moves nothing; `settle` does."""
+
+    def __init__(self, spool: Spool, sink: str) -> None:
+        self._spool = spool
+        self._cursor = spool.cursors[sink]
+        # Where the cursor stands, as segment and offset, once known: the log need not be searched for it then.
+        self._place = (0, 0)
+        self._read: list[tuple[int, tuple[int, int]]] = []
+
+    def read(self, limit: int) -> list[Item]:
+        """What comes next, in order, with what is missing between; the same again until it is settled.
+
+        Raises:
+            OSError: the log cannot be read now.
+        """
+        items: list[Item] = []
+        self._read = []
+        after, upto, taken = self._cursor.position, self._spool.last, 0
+        for segment, record in self._from_cursor(upto):
+            if record.sequence <= after:
+                continue
+            place = (segment.ordinal, record.end)
+            if record.sequence > after + 1:
+                items.append(Gap(after + 1, record.sequence - 1))
+                self._read.append((record.sequence - 1, self._place))
+            after, taken = record.sequence, taken + len(record.payload)
+            items.append(Entry(after, record.payload))
+            self._read.append((after, place))
+            if len(items) >= limit or taken >= LARGEST_BATCH:
+                return items
+        if after < upto:
+            items.append(Gap(after + 1, upto))
+            self._read.append((upto, self._place))
+        return items
+
+    def _from_cursor(self, upto: int) -> Iterator[tuple[Segment, Record]]:
+        """The records from near the cursor on, passing over damage."""
+        segments, position = self._spool.segments(), self._cursor.position
+        for index, segment in enumerate(segments):
+            following = next((later.first for later in segments[index + 1 :] if later.first), 0)
+            if segment.ordinal < self._place[0] or 0 < following <= position + 1:
+                continue
+            sound, size = self._place[1] if segment.ordinal == self._place[0] else 0, segment.size
+            try:
+                for record in records_of(self._spool.disk, segment.path, sound, size):
+                    if record.sequence > upto:
+                        return
+                    sound = record.end
+                    yield segment, record
+            except FileNotFoundError:
+                # The cap took it away just now.
+                continue
+            if sound < size:
+                self._spool.report_damage(segment, sound)
+
+    def settle(self, count: int) -> None:
+        """The sink is done with the first `count` items of the last reading."""
+        sequence, self._place = self._read[count - 1]
+        self._read = self._read[count:]
+        self._cursor.advance(sequence)
+
+    def save(self) -> bool:
+        """Write down what is settled; False when the disk would not.
+
+        Nothing is lost then: the log keeps the events, and after a crash the sink gets some of them again.
+        """
+        return self._cursor.save()
+
+    def backlog(self) -> Backlog:
+        """What is left, the bytes with the frames around the events."""
+        position, size = self._cursor.position, 0
+        for index, segment in enumerate(self._spool.segments()):
+            if segment.ordinal == self._place[0]:
+                size += max(segment.size - self._place[1], 0)
+            elif self._spool.end_of(index) > position:
+                size += segment.size
+        count = max(self._spool.last - position, 0)
+        return Backlog(count, size if count else 0)
+
+
+class SpoolSource:
+    """The log as a dispatcher's source; the disk is read and written in threads."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    async def read(self, limit: int) -> list[Item]:
+        """What comes next for the sink."""
+        return await asyncio.to_thread(self._reader.read, limit)
+
+    async def settle(self, count: int) -> None:
+        """The first items are done with. A disk that will not note it is tried again at the next."""
+        self._reader.settle(count)
+        await asyncio.to_thread(self._reader.save)
+
+    def backlog(self) -> Backlog:
+        """What is left for the sink."""
+        return self._reader.backlog()
