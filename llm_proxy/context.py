@@ -14,6 +14,7 @@ from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
+from llm_proxy.events.pipeline import Pipeline, open_pipeline
 from llm_proxy.events.recorders import log_call, measure
 from llm_proxy.limits.quota import Quota
 from llm_proxy.metrics import Metrics
@@ -51,6 +52,7 @@ class Context:
     operators: Operators
     bus: Bus
     metrics: Metrics
+    events: Pipeline
     running: RunningCalls
     upstream: Upstream
     tasks: Tasks
@@ -59,6 +61,11 @@ class Context:
     draining: bool = False
     stopping: bool = False
     active: int = 0
+
+    def reopen(self) -> None:
+        """Open the files anew that another program may have rotated away."""
+        self.audit.reopen()
+        self.events.reopen()
 
 
 def read_profiles(settings: Settings) -> Profiles:
@@ -100,7 +107,10 @@ async def open_context(
         database = await stack.enter_async_context(open_database(settings))
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
-        tasks = Tasks()
+        tasks, bus, metrics = Tasks(), Bus(settings.observability_buffer_size), Metrics()
+        bus.read_by(log_call)
+        bus.read_by(lambda event: measure(metrics, event))
+        events = await stack.enter_async_context(open_pipeline(settings, bus, metrics))
         context = Context(
             settings=settings,
             database=database,
@@ -117,8 +127,9 @@ async def open_context(
                 retention_days=settings.audit_retention_days,
             ),
             operators=Operators(settings.management_token),
-            bus=Bus(),
-            metrics=Metrics(),
+            bus=bus,
+            metrics=metrics,
+            events=events,
             running=RunningCalls(),
             upstream=upstream,
             tasks=tasks,
@@ -140,8 +151,6 @@ async def _start(context: Context) -> None:
     ]
     for listener in listeners:
         context.changes.listen(listener)
-    context.bus.read_by(log_call)
-    context.bus.read_by(lambda event: measure(context.metrics, event))
     await context.changes.start()
     context.tasks.start("changes", context.changes.follow())
     context.tasks.start("quota", context.quota.flush())

@@ -64,10 +64,17 @@ async def detailed(request: web.Request) -> web.Response:
             "status": "not ready" if missing else "ok",
             "missing": missing,
             "database": {"driver": context.settings.db_driver, "ok": "database" not in missing, "latency_ms": waited},
+            "events": _events(context),
             "active_requests": context.active,
             "loop_lag_seconds": context.metrics.registry.get_sample_value("llm_proxy_loop_lag_seconds"),
         }
     )
+
+
+def _events(context: Context) -> Health:
+    report = context.events.report()
+    backlog = max((stats.backlog.count for stats in report.sinks.values()), default=0)
+    return {"enabled": report.enabled, "writing": report.writing, "lost": report.lost, "backlog": backlog}
 
 
 async def metrics(request: web.Request) -> web.Response:

@@ -398,6 +398,21 @@ def test_encryption_key_may_be_required() -> None:
         serving(REQUIRE_ENCRYPTION_KEY="true")
 
 
+@pytest.mark.parametrize("sink", ["lunary", "helicone"])
+def test_a_sink_without_its_key_stops_the_start(sink: str) -> None:
+    key = f"{sink.upper()}_API_KEY"
+    with pytest.raises(SettingsError, match=rf"^{key} is not set, and the sink {sink} needs it\. Set it"):
+        serving(EVENT_SINKS=f"file,{sink}")
+    serving(EVENT_SINKS=f"file,{sink}", **{key: "a-key"})
+    serving(EVENT_SINKS=f"file,{sink}", OBSERVABILITY_ENABLED="false")
+
+
+def test_an_event_with_its_bodies_must_fit_into_a_record() -> None:
+    load(overrides={"OBSERVABILITY_MAX_REQUEST_BODY_BYTES": "1MiB", "OBSERVABILITY_MAX_RESPONSE_BODY_BYTES": "1MiB"})
+    with pytest.raises(SettingsError, match="more than 2MiB together"):
+        load(overrides={"OBSERVABILITY_MAX_REQUEST_BODY_BYTES": "2MiB"})
+
+
 # Names that are not settings
 
 

@@ -105,7 +105,8 @@ async def local_api(settings: Settings) -> AsyncIterator[Api]:
 
     if settings.require_encryption_key and not settings.encryption_key:
         raise SettingsError("REQUIRE_ENCRYPTION_KEY is true, and ENCRYPTION_KEY is not set: keys would be stored plain.")
-    settings = dataclasses.replace(settings, log_level="error", log_format="text", warnings=())
+    # Events are the business of a server.
+    settings = dataclasses.replace(settings, log_level="error", log_format="text", warnings=(), observability_enabled=False)
     async with contextlib.AsyncExitStack() as stack:
         context = await stack.enter_async_context(open_context(settings))
         context.operators = LocalOperator(())

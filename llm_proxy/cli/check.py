@@ -93,7 +93,8 @@ def _stand_in(settings: Settings) -> Iterator[Settings]:
 
 async def _check(settings: Settings, todo: str, offline: bool) -> int:
     """Check what only an opened context can tell; returns how many providers cannot be used."""
-    async with open_context(settings) as context:
+    # A log of events would be made, and perhaps delivered.
+    async with open_context(dataclasses.replace(settings, observability_enabled=False)) as context:
         _say("ok", f"database: {todo or await _state(settings, context.database)}")
         found = await every(context.database, context.vault, MOST_PROVIDERS + 1)
         if len(found) > MOST_PROVIDERS:

@@ -33,6 +33,8 @@ class Event:
         connect: until the request was handed to the provider's connection.
         first_byte: from then until the first byte of the answer.
         attempts: how many providers were tried.
+        request_body: its beginning, without credentials, where OBSERVABILITY_CAPTURE asks for it.
+        reply_body: likewise.
     """
 
     request_id: str
@@ -65,9 +67,13 @@ class Event:
     reply_bytes: int = 0
     attempts: int = 0
     usage: Usage = NO_USAGE
+    request_body: str | None = None
+    reply_body: str | None = None
 
 
 def as_record(event: Event) -> dict[str, Any]:
-    """The event as the log and the sinks write it, with orjson, which knows what to make of the usage."""
+    """The event as our log writes it, without bodies, with orjson, which knows what to make of the usage."""
     # Not `asdict`, whose deep copy would cost more than all the rest of the log line.
-    return {**vars(event), "started_at": to_rfc3339(event.started_at)}
+    record = {**vars(event), "started_at": to_rfc3339(event.started_at)}
+    del record["request_body"], record["reply_body"]
+    return record

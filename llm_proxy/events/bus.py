@@ -16,9 +16,13 @@ class Bus:
     """Hands every event to readers at once, and to subscribers through a queue of their own.
 
     Publishing is synchronous: an `await` in the `finally` of a cancelled call would be a second chance to lose the event.
+
+    Args:
+        size: how many events wait for a subscriber.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1000) -> None:
+        self._size = size
         self._readers: list[Reader] = []
         self._queues: set[asyncio.Queue[Event]] = set()
         self.dropped = 0
@@ -41,9 +45,9 @@ class Bus:
                 self.dropped += 1
 
     @contextmanager
-    def subscribed(self, size: int = 1000) -> Iterator["asyncio.Queue[Event]"]:
+    def subscribed(self, size: int | None = None) -> Iterator["asyncio.Queue[Event]"]:
         """A queue of the events from now on; a subscriber that is too slow misses some, which `dropped` counts."""
-        queue: asyncio.Queue[Event] = asyncio.Queue(size)
+        queue: asyncio.Queue[Event] = asyncio.Queue(size or self._size)
         self._queues.add(queue)
         try:
             yield queue

@@ -11,6 +11,9 @@ import orjson
 
 from llm_proxy.clock import now_ms, to_rfc3339
 
+# Its name in the folder of an instance.
+FILE = "dead-letters.jsonl"
+
 
 class DeadLetters:
     """Lines of JSON: when, which sink, why, and the event itself, or the gap where events are gone."""

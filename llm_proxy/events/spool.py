@@ -331,10 +331,10 @@ class Spool:
         """Whether every sink has everything, and the disk knows it."""
         return self._floor() >= self.last
 
-    async def run(self) -> None:
+    async def run(self, interval: float = INTERVAL) -> None:
         """Keep the log until cancelled."""
         while True:
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(interval)
             await asyncio.to_thread(self.tick)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from llm_proxy.peers import Peer
 from llm_proxy.providers import Provider
 from llm_proxy.providers.profiles import Profile
 from llm_proxy.proxy.body import Body
+from llm_proxy.proxy.capture import captures, reply_text, request_text
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
 from llm_proxy.tokens import Token
@@ -164,7 +165,14 @@ class Call:
         if self.tee:
             event.usage, event.model_used, event.stream = self.tee.usage(), self.tee.model, self.tee.is_event_stream
         event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes + len(last)
+        if captures(self.context.settings):
+            self._capture()
         self.context.bus.publish(event)
+
+    def _capture(self) -> None:
+        settings, event = self.context.settings, self.event
+        event.request_body = request_text(self.request.headers, self.body.held, settings.observability_max_request_body_bytes)
+        event.reply_body = reply_text(self.tee, settings.observability_max_response_body_bytes)
 
     def settle(self) -> None:
         """Give back what the call took and did not use."""

@@ -9,6 +9,7 @@ from llm_proxy.providers.policy import cors_headers
 from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.proxy import headers, urls
 from llm_proxy.proxy.call import Call, Route, shown
+from llm_proxy.proxy.capture import kept_of
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
 from llm_proxy.upstream import Answer, Request
@@ -106,7 +107,8 @@ def _request(call: Call, route: Route, timeouts: Timeouts) -> Request:
 async def _relay(call: Call, route: Route, answer: Answer, idle: float) -> None:
     """Stream the answer back through a tee that only watches; the event goes out before the end of the reply does."""
     content_type = headers.first(answer.headers, (b"content-type",)) or ""
-    tee = call.tee = Tee(content_type, headers.first(answer.headers, (b"content-encoding",)) or "")
+    coding = headers.first(answer.headers, (b"content-encoding",)) or ""
+    tee = call.tee = Tee(content_type, coding, kept_of(call.context.settings))
     length = headers.first(answer.headers, (b"content-length",))
     call.reply.begin(answer.status, answer.reason, _headers(call, route, answer, tee), int(length) if length else None)
     if tee.is_event_stream:

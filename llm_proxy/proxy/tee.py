@@ -98,6 +98,7 @@ class Tee:
 
     Attributes:
         is_event_stream: whether the reply is a stream of events, coded or not.
+        is_text: whether it is a stream of events, JSON or other text.
         is_uncoded: whether its bytes are what they say, so that an event may be added.
     """
 
@@ -112,6 +113,7 @@ class Tee:
         "_stream",
         "_tail",
         "is_event_stream",
+        "is_text",
         "is_uncoded",
     )
 
@@ -120,6 +122,7 @@ class Tee:
         coding = content_encoding.strip().lower()
         self.is_event_stream = kind == "text/event-stream"
         self._is_json = kind == "application/json" or kind.endswith("+json")
+        self.is_text = self.is_event_stream or self._is_json or kind.startswith("text/")
         self.is_uncoded = coding in _UNCODED
         self._keep = keep
         self._kept = bytearray()

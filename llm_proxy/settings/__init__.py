@@ -5,7 +5,7 @@ import difflib
 import ipaddress
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from llm_proxy.settings.values import (
     parse_database_url,
     parse_duration,
     parse_encryption_keys,
+    parse_event_sync,
     parse_int,
     parse_list,
     parse_path,
@@ -29,10 +30,24 @@ from llm_proxy.settings.values import (
     parse_secrets,
     parse_size,
     parse_text,
+    parse_url,
+    some_of,
     written,
 )
 
-__all__ = ["TABLE", "Settings", "check_serving", "kind_of", "load", "parse_address", "parse_duration", "parse_int", "shown"]
+__all__ = [
+    "SINKS",
+    "TABLE",
+    "Settings",
+    "check_serving",
+    "check_sinks",
+    "kind_of",
+    "load",
+    "parse_address",
+    "parse_duration",
+    "parse_int",
+    "shown",
+]
 
 SHORTEST_MANAGEMENT_TOKEN = 32
 FEWEST_CHARACTERS = 8
@@ -42,6 +57,9 @@ WELL_KNOWN = (
     *("secret", "replace-", "replace_", "your-", "your_", "0123456789", "12345678"),
 )
 FLAG = "flag"
+SINKS = ("file", "lunary", "helicone")
+# An event is one record of the log, in which a byte may take six.
+LARGEST_CAPTURE = 2 * 1024 * 1024
 OUR_PREFIXES = ("LLM_PROXY_", "HTTP_CACHE_", "EVENT_", "OBSERVABILITY_", "DISTRIBUTED_RATE_LIMIT_")
 
 # Names of the two predecessors that mean nothing here, and what to use instead.
@@ -137,6 +155,34 @@ class Settings:
 
     token_cache_size: int = setting("limits", parse_count, "10000", "Tokens kept in memory.")
 
+    observability_enabled: bool = setting("events", parse_bool, "true", "Keep an event of every call, and deliver it.")
+    observability_capture: str = setting(
+        "events",
+        one_of("none", "metadata", "bodies"),
+        "metadata",
+        "What events hold: bodies, the request and the reply too; none, not even the client's address and user agent.",
+    )
+    observability_max_request_body_bytes: int = setting("events", parse_size, "64KiB", "How much of a request is captured.")
+    observability_max_response_body_bytes: int = setting("events", parse_size, "256KiB", "How much of a reply is captured.")
+    observability_buffer_size: int = setting("events", parse_count, "1000", "Events that wait for a live subscriber.")
+    event_dir: str = setting("events", parse_text, "data/events", "The log of events, a folder for each instance.")
+    event_sinks: tuple[str, ...] = setting(
+        "events", some_of(*SINKS), "", "Where events are delivered: file, lunary, helicone; empty keeps them in EVENT_DIR only."
+    )
+    event_file: str = setting("events", parse_text, "data/events.jsonl", "The file of the sink `file`.")
+    event_sync: str = setting(
+        "events",
+        parse_event_sync,
+        "100ms",
+        "How often the log is synced to the disk; or always, or os to leave it to the system.",
+    )
+    event_backlog_bytes: int = setting("events", parse_size, "1GiB", "What the log may hold; above it the oldest events go.")
+    dispatcher_batch_size: int = setting("events", parse_count, "100", "Events that go to a sink at once.")
+    lunary_api_key: Secret = setting("events", parse_secret, "", "The key of the sink `lunary`.")  # noqa: RUF009
+    lunary_url: str = setting("events", parse_url, "https://api.lunary.ai", "Where Lunary is.")
+    helicone_api_key: Secret = setting("events", parse_secret, "", "The key of the sink `helicone`.")  # noqa: RUF009
+    helicone_url: str = setting("events", parse_url, "https://api.worker.helicone.ai", "Where Helicone is.")
+
     audit_enabled: bool = setting("audit", parse_bool, "true", "Keep the audit log.")
     audit_log_file: str = setting("audit", parse_text, "", "Also append audit events to this file, as JSON lines.")
     audit_retention_days: int = setting("audit", parse_int, "0", "Days after which audit events are deleted; 0 keeps them.")
@@ -187,6 +233,7 @@ def load(env_file: str | None = None, overrides: Mapping[str, str] | None = None
     warnings = tuple(_unknown(file, all_names=True) + _unknown(os.environ, all_names=False))
     settings = Settings(**values, sources=sources, warnings=warnings)
     _check_database(settings)
+    _check_capture(settings)
     return settings
 
 
@@ -263,6 +310,15 @@ def _check_database(settings: Settings) -> None:
         raise SettingsError(f"DATABASE_PATH={settings.database_path} and DATABASE_URL contradict each other. Remove one of them.")
 
 
+def _check_capture(settings: Settings) -> None:
+    captured = settings.observability_max_request_body_bytes + settings.observability_max_response_body_bytes
+    if captured > LARGEST_CAPTURE:
+        raise SettingsError(
+            "OBSERVABILITY_MAX_REQUEST_BODY_BYTES and OBSERVABILITY_MAX_RESPONSE_BODY_BYTES are more than 2MiB together. "
+            "Give less."
+        )
+
+
 def _unknown(names: Mapping[str, str], *, all_names: bool) -> list[str]:
     known = {"HOST", "PORT"}
     for field in TABLE:
@@ -282,17 +338,31 @@ def check_serving(settings: Settings) -> None:
     """Refuse settings with which no site may be opened.
 
     Raises:
-        SettingsError: the management token is missing or weak, or a required encryption key is missing.
+        SettingsError: the management token is missing or weak, a required encryption key is missing, or the key of a sink.
     """
     if not settings.management_token:
         raise SettingsError("MANAGEMENT_TOKEN is not set. `llm-proxy setup` writes a .env file with one.")
     if settings.require_encryption_key and not settings.encryption_key:
         raise SettingsError("REQUIRE_ENCRYPTION_KEY is true, and ENCRYPTION_KEY is not set. `openssl rand -base64 32` makes one.")
+    check_sinks(settings, settings.event_sinks if settings.observability_enabled else ())
     for token in settings.management_token:
         if not _only_loopback(settings) and _weak(token.reveal()):
             raise SettingsError(
                 f"MANAGEMENT_TOKEN=****: it is shorter than {SHORTEST_MANAGEMENT_TOKEN} characters or can be guessed, and a site "
                 "listens beyond loopback. `openssl rand -hex 24` makes a good one."
+            )
+
+
+def check_sinks(settings: Settings, sinks: Sequence[str]) -> None:
+    """Refuse sinks that lack their key.
+
+    Raises:
+        SettingsError: one does.
+    """
+    for sink, key in (("lunary", settings.lunary_api_key), ("helicone", settings.helicone_api_key)):
+        if sink in sinks and not key:
+            raise SettingsError(
+                f"{sink.upper()}_API_KEY is not set, and the sink {sink} needs it. Set it, or leave the sink out."
             )
 
 

@@ -76,6 +76,26 @@ def parse_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def parse_url(text: str) -> str:
+    """a URL that begins with http:// or https://."""
+    if not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", text):
+        raise ValueError("a URL that begins with http:// or https://, without user, query and fragment")
+    return text
+
+
+def parse_event_sync(text: str) -> str:
+    """a duration from 10ms to 10s, always, or os."""
+    if text.lower() in ("always", "os"):
+        return text.lower()
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.01 <= seconds <= 10:
+        raise ValueError("a duration from 10ms to 10s, always, or os")
+    return text
+
+
 def parse_secret(text: str) -> Secret:
     """a secret; NAME_FILE may name a file that holds it."""
     return Secret(text)
@@ -116,6 +136,19 @@ def one_of(*choices: str) -> Callable[[str], str]:
         return text.lower()
 
     parse.__doc__ = " or ".join(choices) + "."
+    return parse
+
+
+def some_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
+    """A parser of lists that admits only these words, each once."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        words = tuple(word.lower() for word in parse_list(text))
+        if not set(words) <= set(choices) or len(set(words)) != len(words):
+            raise ValueError(f"a list of {', '.join(choices)}, each at most once")
+        return words
+
+    parse.__doc__ = f"a list of {', '.join(choices)}."
     return parse
 
 

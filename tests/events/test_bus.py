@@ -63,3 +63,11 @@ def test_subscription_ends_with_its_block_even_by_an_exception() -> None:
     bus.publish(event(1))
     assert queue.empty()
     assert bus.dropped == 0
+
+
+def test_the_bus_says_how_much_waits_for_a_subscriber_that_does_not() -> None:
+    bus = Bus(3)
+    with bus.subscribed() as queue, bus.subscribed(5) as larger:
+        for number in range(9):
+            bus.publish(event(number))
+        assert (queue.qsize(), larger.qsize()) == (3, 5)

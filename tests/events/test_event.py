@@ -32,6 +32,12 @@ def test_record_is_json_with_time_and_usage() -> None:
     assert (record["request_id"], record["path"], record["first_byte"]) == ("r1", "/v1/chat/completions", None)
 
 
+def test_record_for_the_log_has_no_bodies() -> None:
+    event = new_event()
+    event.request_body, event.reply_body = "asked", "answered"
+    assert not {"request_body", "reply_body"} & as_record(event).keys()
+
+
 def test_record_leaves_the_event_as_it_is() -> None:
     event = new_event()
     as_record(event)["path"] = "/elsewhere"

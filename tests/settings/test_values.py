@@ -17,6 +17,7 @@ from llm_proxy.settings.values import (
     parse_database_url,
     parse_duration,
     parse_encryption_keys,
+    parse_event_sync,
     parse_int,
     parse_list,
     parse_path,
@@ -24,6 +25,8 @@ from llm_proxy.settings.values import (
     parse_secrets,
     parse_size,
     parse_text,
+    parse_url,
+    some_of,
     written,
 )
 
@@ -69,6 +72,12 @@ OTHER_KEY = base64.b64encode(bytes(32)).decode()
         (parse_list, " a, b,,c ", ("a", "b", "c")),
         (parse_text, "any thing", "any thing"),
         (one_of("json", "text"), "JSON", "json"),
+        (some_of("a", "b"), "", ()),
+        (some_of("a", "b"), "B, a", ("b", "a")),
+        (parse_url, "https://api.lunary.ai", "https://api.lunary.ai"),
+        (parse_url, "http://127.0.0.1:8080/base/", "http://127.0.0.1:8080/base/"),
+        *((parse_event_sync, text, text) for text in ("100ms", "10ms", "10s", "always", "os")),
+        (parse_event_sync, "OS", "os"),
     ],
 )
 def test_value_is_read(parse: Callable[[str], Any], text: str, value: object) -> None:
@@ -98,6 +107,21 @@ def test_value_is_read(parse: Callable[[str], Any], text: str, value: object) ->
             for text in ("short", "A" * 43, KEY[:-4], KEY + "AAAA", f"{KEY},x", "é" * 44)
         ),
         (one_of("json", "text"), "xml", "json or text"),
+        *((some_of("a", "b"), text, "a list of a, b, each at most once") for text in ("c", "a, a", "a b", "a, c")),
+        *(
+            (parse_url, text, "a URL that begins with http:// or https://")
+            for text in (
+                "",
+                "api.lunary.ai",
+                "ftp://h",
+                "https://",
+                "https://u:p@h",
+                "https://h?a=1",
+                "https://h/#a",
+                "https://h /",
+            )
+        ),
+        *((parse_event_sync, text, "a duration from 10ms to 10s") for text in ("", "0", "9ms", "11s", "never")),
     ],
 )
 def test_anything_else_is_refused_with_what_is_accepted(parse: Callable[[str], Any], text: str, accepted: str) -> None:

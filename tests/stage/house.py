@@ -34,6 +34,8 @@ def settings_for(folder: Path, **more: str) -> Settings:
         "ENCRYPTION_KEY": ENCRYPTION_KEY,
         "ALLOW_PRIVATE_UPSTREAMS": "true",
         "SHUTDOWN_TIMEOUT": "2s",
+        "EVENT_DIR": str(folder / "events"),
+        "EVENT_FILE": str(folder / "events.jsonl"),
         **({} if "DATABASE_URL" in more else {"DATABASE_PATH": str(folder / "house.db")}),
     }
     return all_settings.load(overrides={**given, **more})

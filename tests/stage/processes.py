@@ -129,6 +129,8 @@ def house_environment(folder: pathlib.Path, **more: str) -> dict[str, str]:
             "MANAGEMENT_TOKEN": MANAGEMENT_TOKEN,
             "ENCRYPTION_KEY": ENCRYPTION_KEY,
             "ALLOW_PRIVATE_UPSTREAMS": "true",
+            "EVENT_DIR": str(folder / "events"),
+            "EVENT_FILE": str(folder / "events.jsonl"),
             **({} if "DATABASE_URL" in more else {"DATABASE_PATH": str(folder / "house.db")}),
             **more,
         }

@@ -16,7 +16,7 @@ Fault = Callable[[web.Request, Any], web.Response | str | None]
 
 
 class FakeService:
-    """Takes documents on `/`.
+    """Takes documents, on `/` or where the real one does.
 
     Attributes:
         fault: given a request with its document, answers in place of the service; `reset` breaks the connection.
@@ -123,7 +123,8 @@ class FakeHelicone(FakeService):
 async def running(service: FakeService) -> AsyncIterator[None]:
     """Serve it on a free loopback port."""
     app = web.Application(client_max_size=64 * 1024 * 1024)
-    app.router.add_post("/", service.answer)
+    for path in ("/", "/v1/runs/ingest", "/custom/v1/log"):
+        app.router.add_post(path, service.answer)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -10,6 +10,7 @@ from llm_proxy.events.sinks.file import FileSink
 from llm_proxy.events.sinks.helicone import HeliconeSink
 from llm_proxy.events.sinks.lunary import LunarySink
 from llm_proxy.secret import Secret
+from llm_proxy.settings import Settings
 
 NO_KEY = Secret("")
 
@@ -37,3 +38,14 @@ SINKS: Mapping[str, Callable[[SinkOptions, aiohttp.ClientSession], Sink]] = {
     "lunary": lambda options, session: LunarySink(session, options.lunary_url, options.lunary_api_key),
     "helicone": lambda options, session: HeliconeSink(session, options.helicone_url, options.helicone_api_key),
 }
+
+
+def options_of(settings: Settings) -> SinkOptions:
+    """What the settings say of the sinks."""
+    return SinkOptions(
+        file=settings.event_file,
+        lunary_url=settings.lunary_url.rstrip("/") + "/v1/runs/ingest",
+        lunary_api_key=settings.lunary_api_key,
+        helicone_url=settings.helicone_url.rstrip("/") + "/custom/v1/log",
+        helicone_api_key=settings.helicone_api_key,
+    )

@@ -32,5 +32,8 @@ class Sink(Protocol):
     async def deliver(self, events: Sequence[Document]) -> list[Verdict]:
         """Hand over events, oldest first; a verdict for each. `delivered` means that the sink answers for it now."""
 
+    def reopen(self) -> None:
+        """Open anew what may have been moved away; may wait for a disk, so call it in a thread."""
+
     async def close(self) -> None:
         """Give back what the sink holds."""

@@ -37,6 +37,9 @@ class HeliconeSink:
         untried = Verdict("away", f"not tried after: {verdicts[-1].reason}" if verdicts else "")
         return verdicts + [untried] * (len(events) - len(verdicts))
 
+    def reopen(self) -> None:
+        """There is no file."""
+
     async def close(self) -> None:
         """Nothing is held; the session is its owner's."""
 

@@ -38,6 +38,9 @@ class LunarySink:
             return [verdict] * len(events)
         return read_results(answer, [str(event["id"]) for event in events])
 
+    def reopen(self) -> None:
+        """There is no file."""
+
     async def close(self) -> None:
         """Nothing is held; the session is its owner's."""
 

@@ -11,10 +11,11 @@ import pytest
 from aiohttp import web
 from stage.sinks import KEY, FakeHelicone, FakeLunary, FakeService, VirtualClock, running, sample
 
+from llm_proxy import settings
 from llm_proxy.events.dead_letters import DeadLetters
 from llm_proxy.events.dispatcher import Dispatcher
 from llm_proxy.events.reading import Reader, SpoolSource
-from llm_proxy.events.sinks import SINKS, SinkOptions
+from llm_proxy.events.sinks import SINKS, SinkOptions, options_of
 from llm_proxy.events.spool import Spool
 from llm_proxy.secret import Secret
 
@@ -103,5 +104,12 @@ async def test_a_service_that_nobody_listens_for_is_waited_for(tmp_path: pathlib
     assert delivery.dispatcher.stats.backlog.count == 1
 
 
-def test_the_sinks_of_the_setting() -> None:
-    assert list(SINKS) == ["file", "lunary", "helicone"]
+def test_the_sinks_are_those_that_the_setting_admits() -> None:
+    assert tuple(SINKS) == settings.SINKS == ("file", "lunary", "helicone")
+
+
+def test_services_are_asked_where_they_listen() -> None:
+    found = options_of(settings.load(overrides={"HELICONE_URL": "http://127.0.0.1:8585/"}))
+    assert found.lunary_url == SinkOptions.lunary_url == "https://api.lunary.ai/v1/runs/ingest"
+    assert found.helicone_url == "http://127.0.0.1:8585/custom/v1/log"
+    assert SinkOptions.helicone_url == "https://api.worker.helicone.ai/custom/v1/log"

@@ -1,0 +1,14 @@
+"""The delivery of events in the management API."""
+
+from aiohttp import web
+
+from llm_proxy.audit import Who
+from llm_proxy.events.statistics import shown
+from llm_proxy.manage.requests import parameters
+from llm_proxy.middleware import CONTEXT, answer_json
+
+
+async def stats(request: web.Request, who: Who) -> web.Response:
+    """How the log and each sink are doing, since this process started."""
+    parameters(request, ())
+    return answer_json(shown(request.app[CONTEXT].events.report()))
