@@ -63,7 +63,7 @@ class Delivery:
             await asyncio.sleep(INTERVAL)
 
     async def close(self, deadline: float, *, remove: bool = False) -> None:
-        """Deliver what can be delivered within `deadline` seconds, sync the log, give the folder back.
+        """Deliver what can be delivered within `deadline` seconds, sync the log, give the folder back; once.
 
         Args:
             remove: everything is delivered; the folder goes.
@@ -74,9 +74,11 @@ class Delivery:
 
     def _close(self, remove: bool) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             self.spool.close()
-        if remove:
-            self._claim.remove()
-        else:
-            self._claim.release()
+            if remove:
+                self._claim.remove()
+            else:
+                self._claim.release()

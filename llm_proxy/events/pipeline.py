@@ -104,9 +104,9 @@ class Pipeline:
         """Deliver a log to its end, then remove it."""
         await delivery.start(appending=False)
         await delivery.emptied()
+        await delivery.close(DRAIN_SECONDS, remove=True)
         self._logs.remove(delivery)
         self._ended = {name: total([ended, delivery.stats[name]]) for name, ended in self._ended.items()}
-        await delivery.close(DRAIN_SECONDS, remove=True)
 
     def report(self) -> Report:
         """How all of this is doing."""

@@ -20,14 +20,16 @@ from llm_proxy.proxy.body import Body
 from llm_proxy.proxy.capture import captures, reply_text, request_text
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
+from llm_proxy.secret import redact
 from llm_proxy.tokens import Token
 
 _MOST_KEPT = 400
 
 
 def shown(text: str | None) -> str | None:
-    """Text of a client's or provider's as an event may hold it: bounded, and writable as UTF-8; None when it is empty."""
-    return text[:_MOST_KEPT].encode("utf-8", "replace").decode() if text else None
+    """Text of others as an event may hold it: bounded, without credentials, writable as UTF-8; None when it is empty."""
+    # Credentials go first: one that the cut went through would not be known as one.
+    return redact(text[: 2 * _MOST_KEPT])[:_MOST_KEPT].encode("utf-8", "replace").decode() if text else None
 
 
 class Route(NamedTuple):
@@ -59,8 +61,8 @@ class Call:
         self.request_id = valid_request_id(request.headers.get("X-Request-ID")) or new_id()
         self.correlation_id = valid_request_id(request.headers.get("X-Correlation-ID"))
         self.event = Event(
-            request_id=self.request_id,
-            correlation_id=self.correlation_id,
+            request_id=shown(self.request_id) or "",
+            correlation_id=shown(self.correlation_id),
             client_ip=peer.address,
             user_agent=shown(request.headers.get(hdrs.USER_AGENT)),
             method=request.method,
@@ -163,7 +165,7 @@ class Call:
         event.duration = time.perf_counter() - self._began
         event.overhead = max(0.0, event.duration - self._waited)
         if self.tee:
-            event.usage, event.model_used, event.stream = self.tee.usage(), self.tee.model, self.tee.is_event_stream
+            event.usage, event.model_used, event.stream = self.tee.usage(), shown(self.tee.model), self.tee.is_event_stream
         event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes + len(last)
         if captures(self.context.settings):
             self._capture()

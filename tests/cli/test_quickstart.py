@@ -93,7 +93,9 @@ async def test_in_an_empty_folder_it_makes_what_it_needs_and_its_curl_line_strea
         assert stream.count("data: {") > 3 and stream.strip().endswith("data: [DONE]")
         assert '"content":"Hello!"' in stream
         assert await run.stopped() == 0
-    made = {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and "events" not in path.parts]
+    made = {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in files}
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in (folder / "data/events").rglob("*") if path.is_file())
     private = {".env", "data/llm-proxy.db", "data/quickstart-token"}
     assert private <= set(made) <= {*private, "data/llm-proxy.db.lock"}
     assert {name: made[name] for name in private} == dict.fromkeys(private, 0o600)

@@ -46,6 +46,7 @@ async def test_closed_before_it_could_open_it_leaves_nothing_open(tmp_path: path
     settings, before = settings_for(tmp_path), open_files()
     delivery = Delivery(claim_own(tmp_path, "a"), settings, {}, DeadLetters(tmp_path / "dead.jsonl"))
     await delivery.close(1)
+    await delivery.close(1, remove=True)
     delivery._open(True)
     assert open_files() <= before
     claim_own(tmp_path, "a").release()
