@@ -127,7 +127,7 @@ async def test_streams_that_outlast_the_timeout_are_cut_each_with_a_word_and_an_
             run.send(signal.SIGTERM)
             ends = await asyncio.gather(*(rest_of(one) for one in opened))
             assert await run.ended() == 0
-        assert 1 <= time.monotonic() - began <= 2.2
+        assert 1 <= time.monotonic() - began < 3
     assert all(b'"shutting_down"' in end and not end.endswith(END) for end in ends)
     assert outcomes(run) == ["aborted_by_shutdown"] * 20
 

@@ -178,7 +178,7 @@ async def tell(call: Call, error: ApiError) -> Reply:
     if tee and tee.is_event_stream and tee.is_uncoded:
         words = b"" if tee.at_boundary else b"\n\n"
         words += dialects.stream_error(error, call.target.path, call.request_id)
-    await call.reply.break_off(words)
+    call.reply.break_off(words)
     return call.reply
 
 
@@ -204,7 +204,7 @@ async def answer(
 ) -> Reply:
     """Send an answer of our own, its event first."""
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    call.reply.begin(status, "", raw, len(body))
+    call.begin_reply(status, "", raw, len(body))
     call.publish(outcome, error, last=body)
     with contextlib.suppress(ClientGone):
         await call.reply.end(body)

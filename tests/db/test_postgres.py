@@ -1,6 +1,8 @@
 """PostgreSQL: the translation of names, a pool that outlives its server, a connection that listens."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, closing
@@ -167,6 +169,22 @@ async def test_a_statement_that_the_server_does_not_answer_fails_after_two_secon
     assert await seconds_until(lambda: database.fetch_all("SELECT id FROM things")) < 1
 
 
+async def test_waiting_for_a_connection_is_part_of_the_time_that_a_verb_has(
+    server: Postgres, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "WAIT_SECONDS", 0.8)
+    with closing(psycopg2.connect(server.uri)) as other:
+        other.cursor().execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
+        async with postgres.connect(server.uri, 1) as narrow:
+            holding = asyncio.create_task(narrow.fetch_one("SELECT pg_sleep(0.6)"))
+            await waiting_in(server, "SELECT pg_sleep")
+            start = time.monotonic()
+            with pytest.raises(DatabaseUnavailable):
+                await narrow.fetch_all("SELECT id FROM things")
+            assert 0.7 < time.monotonic() - start < 1.2
+            await holding
+
+
 async def test_a_verb_waits_for_a_free_connection_no_longer_than_it_must(server: Postgres) -> None:
     async with postgres.connect(server.uri, 1) as database:
         async with database.transaction():
@@ -291,6 +309,24 @@ async def test_silence_gives_a_hint_now_and_then(database: PostgresDatabase, mon
     async with aclosing(database.hints()) as hints, asyncio.timeout(2):
         for _ in range(4):
             await anext(hints)
+
+
+async def test_a_connection_that_fell_silent_is_replaced(
+    server: Postgres, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(postgres, "WAIT_SECONDS", 0.3)
+    listening = f"SELECT pid {OTHERS} AND query LIKE 'LISTEN%'"
+    async with aclosing(database.hints()) as hints:
+        await anext(hints)
+        [(pid,)] = ask(server, listening)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(3):
+                while {row[0] for row in ask(server, listening)} <= {pid}:
+                    await anext(hints)
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def test_nobody_listens_after_the_hints_are_closed(server: Postgres, database: PostgresDatabase) -> None:

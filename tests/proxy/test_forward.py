@@ -70,6 +70,8 @@ async def test_urls_of_the_provider_lead_back_through_us(
     reply = await ask(house.url, call(token, path="/v1/files", host="proxy.example:8080"))
     assert reply is not None and reply.header(header) == b"http://proxy.example:8080/v1/files/f?x=1"
     assert provider.url.encode() not in reply.head
+    nameless = call(token, path="/v1/files", version="1.0").replace(b"Host: proxy\r\n", b"")
+    assert (await ask(house.url, nameless)).header(header) == b"/v1/files/f?x=1"  # type: ignore[union-attr]
 
 
 FIRST = b'event: message_start\ndata: {"type":"message_start","message":{"model":"claude-x","usage":{"input_tokens":7}}}\n\n'
