@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import time
 
-from llm_proxy.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout
+from llm_proxy.errors import UpstreamError, UpstreamTimeout
 from llm_proxy.providers.policy import cors_headers
 from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.proxy import headers, urls
@@ -116,8 +116,6 @@ async def _relay_body(call: Call, answer: Answer, tee: Tee, idle: float) -> None
             break
         with call.waiting():
             await call.reply.write(chunk)
-    if left:
-        raise UpstreamInvalid("The provider's answer is shorter than it said.", sent=True)
     await _end(call, chunk)
 
 

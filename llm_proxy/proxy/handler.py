@@ -91,13 +91,6 @@ async def answer_preflight(call: Call) -> Reply:
 
 async def authenticate(call: Call) -> Token:
     """The token of the call, mostly without the database."""
-    if call.request.headers.get("Upgrade", "").lower() == "websocket":
-        call.reply.keep_alive = False
-        raise ApiError(
-            "websocket_not_supported",
-            "WebSockets are not proxied. Use HTTP, with streaming where you need it.",
-            headers={"Upgrade": "HTTP/1.1"},
-        )
     with call.timed("auth"):
         return await call.context.tokens.authenticate(presented_token(call.request.raw_headers))
 
