@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from stage.calls import until
+from stage.asking import until
 from stage.house import TESTER, settings_for
 
 from llm_proxy import acts, context, tokens

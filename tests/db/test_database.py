@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from stage.calls import until
+from stage.asking import until
 from stage.house import settings_for
 
 from llm_proxy.db import Connection, Database, open_database

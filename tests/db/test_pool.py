@@ -9,7 +9,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from stage.calls import until
+from stage.asking import until
 from stage.postgres import Postgres, free_port
 
 from llm_proxy.db.pool import Pool, connect, targets

@@ -2,15 +2,18 @@
 
 import asyncio
 import os
+import pathlib
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
+import aiohttp
 import psycopg2
 import pytest
-from stage.calls import until
+from stage.asking import ASKING, CHAT, until
+from stage.house import MANAGEMENT_TOKEN, open_house, settings_for
 from stage.postgres import Postgres, running_postgres
 
 from llm_proxy.db import postgres
@@ -346,6 +349,40 @@ async def test_options_of_the_url_are_kept_beside_ours(server: Postgres) -> None
     async with postgres.connect(f"{server.uri}?options=-c%20work_mem%3D4321kB", 1) as database:
         assert await database.fetch_one("SHOW work_mem") == {"work_mem": "4321kB"}
         assert await database.fetch_one("SHOW statement_timeout") == {"statement_timeout": "2s"}
+
+
+async def test_calls_go_on_without_the_server_as_far_as_they_can(server: Postgres, tmp_path: pathlib.Path, fake: str) -> None:
+    ask(server, "CREATE DATABASE house")
+    settings = settings_for(tmp_path, DATABASE_URL=server.uri.replace("/postgres", "/house"))
+    async with open_house(settings) as house, aiohttp.ClientSession() as client:
+
+        async def call(token: str) -> tuple[int, str | None]:
+            headers = {"Authorization": f"Bearer {token}"}
+            async with client.post(f"{house.url}{CHAT}", json=ASKING, headers=headers) as reply:
+                return reply.status, (await reply.json()).get("error", {}).get("code")
+
+        project = await house.project(fake)
+        free, other = await house.token(project), await house.token(project)
+        limited = await house.token(project, max_requests=10_000)
+        # The second lease of a token is of two, one of which is left.
+        assert [await call(token) for token in (free, limited, limited)] == [(200, None)] * 3
+        # This server is quick rather than safe: what it has not written yet is lost with it.
+        ask(server, "CHECKPOINT")
+        server.stop()
+        try:
+            assert [await call(token) for token in (free, limited, free)] == [(200, None)] * 3
+            start = time.monotonic()
+            assert [await call(token) for token in (limited, other)] == [(503, "database_unavailable")] * 2
+            headers = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
+            async with client.post(f"{house.url}/manage/projects", json={"name": "new"}, headers=headers) as reply:
+                assert reply.status == 503
+            assert time.monotonic() - start < 2
+        finally:
+            server.start()
+        start = time.monotonic()
+        while (await call(other))[0] == 503:
+            assert time.monotonic() - start < 1
+        assert await call(limited) == (200, None)
 
 
 async def test_a_database_that_is_not_there_stops_the_start(server: Postgres) -> None:
