@@ -240,6 +240,21 @@ async def test_a_transaction_whose_connection_is_cut_is_an_outage(server: Postgr
     assert await database.fetch_all("SELECT id FROM things") == []
 
 
+async def test_a_connection_whose_end_the_loop_did_not_notice_is_an_outage_all_the_same(
+    server: Postgres, database: PostgresDatabase
+) -> None:
+    verb = asyncio.create_task(database.fetch_one("SELECT pg_sleep(30)"))
+    await waiting_in(server, "SELECT pg_sleep")
+    [raw] = database._pool._lent
+    asyncio.get_running_loop().remove_reader(raw.raw.fileno())
+    server.stop()
+    server.start()
+    start = time.monotonic()
+    with pytest.raises(DatabaseUnavailable):
+        await verb
+    assert time.monotonic() - start < 1
+
+
 async def test_what_cut_one_connection_casts_doubt_on_the_idle_ones(server: Postgres, database: PostgresDatabase) -> None:
     await asyncio.gather(*(database.fetch_one("SELECT pg_sleep(0.05)") for _ in range(4)))
     before = {row[0] for row in ask(server, f"SELECT pid {OTHERS}")}
