@@ -157,7 +157,9 @@ async def _open(
         await site.start()
     except OSError as error:
         hint = " Is another instance running?" if error.errno == errno.EADDRINUSE else ""
-        raise StartError(f"{name}={address}: cannot listen there: {os.strerror(error.errno) if error.errno else error}.{hint}") from error
+        raise StartError(
+            f"{name}={address}: cannot listen there: {os.strerror(error.errno) if error.errno else error}.{hint}"
+        ) from error
     bound = runner.addresses[0]
     return _url(bound, bound[0] if passed else host) if isinstance(bound, tuple) else str(bound)
 
