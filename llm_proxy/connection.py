@@ -28,6 +28,16 @@ WATCH_SECONDS = 1.0
 _FOREIGN_METHODS = (b"TRACK ", b"DEBUG ")
 
 
+class _Given:
+    """What is left of an answer once it is given, since aiohttp holds on to it until the next request."""
+
+    def __init__(self, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+
+_KEPT, _LAST = cast(web.StreamResponse, _Given(True)), cast(web.StreamResponse, _Given(False))
+
+
 class Connection(RequestHandler):
     """One client's connection: aiohttp's, with deadlines and with limits that it lacks.
 
@@ -40,6 +50,7 @@ class Connection(RequestHandler):
         "_body_answered",
         "_body_began",
         "_body_bytes",
+        "_body_paused_at",
         "_deaf",
         "_ending",
         "_guard",
@@ -61,6 +72,7 @@ class Connection(RequestHandler):
         self._body_answered = False
         self._body_began = 0.0
         self._body_bytes = 0
+        self._body_paused_at = 0
         self._deaf = False
         self._ending = b""
         self._head_began = 0.0
@@ -75,8 +87,9 @@ class Connection(RequestHandler):
 
     @property
     def is_busy(self) -> bool:
-        """Whether an answer is owed."""
-        return bool(self._messages) or (self._request_in_progress and not self._lingering)
+        """Whether an answer is owed, or a part of one."""
+        unanswered = not self._lingering and (self._request_in_progress or bool(self._messages))
+        return unanswered or self._unsent_bytes() > 0
 
     @property
     def is_ending(self) -> bool:
@@ -100,15 +113,16 @@ class Connection(RequestHandler):
         messages, in_body = self._request_count, not self._body.is_eof()
         super().data_received(data)
         self._received = self._loop.time()
-        self._ending = (self._ending + data[-4:])[-4:]
         if came := self._request_count - messages:
             self._messages_came(came, data)
         elif in_body:
             self._body_grew(len(data))
         elif data:
             self._head_grew(len(data))
-        if self._in_chunks and self._body.is_eof():
-            self._end_chunks()
+        if self._in_chunks:
+            self._ending = (self._ending + data[-4:])[-4:]
+            if self._body.is_eof():
+                self._end_chunks()
         if self._is_incomplete():
             self._watch()
 
@@ -124,7 +138,7 @@ class Connection(RequestHandler):
             else:
                 self._messages.append((message, body))
                 self._body, self._body_answered = body, False
-                self._body_began, self._body_bytes = self._received, 0
+                self._body_began, self._body_bytes, self._body_paused_at = self._received, 0, 0
                 self._in_chunks = message.chunked
 
     def _parser_gave_up(self, error: _ErrInfo, data: bytes) -> None:
@@ -233,10 +247,10 @@ class Connection(RequestHandler):
         if self._reading_paused or self._buffer_paused:
             # It is we who do not read; the client's time starts anew when we do.
             self._received = self._body_began = now
-            self._body_bytes = 0
+            self._body_paused_at = self._body_bytes
             return
-        age = now - self._body_began
-        too_slow = age >= BODY_GRACE_SECONDS and self._body_bytes < age * BODY_BYTES_PER_SECOND
+        age, bytes_since = now - self._body_began, self._body_bytes - self._body_paused_at
+        too_slow = age >= BODY_GRACE_SECONDS and bytes_since < age * BODY_BYTES_PER_SECOND
         if too_slow or now - self._received >= BODY_IDLE_SECONDS:
             self._end_body(ApiError("request_timeout", "The body of the request came too slowly."))
 
@@ -265,9 +279,7 @@ class Connection(RequestHandler):
         if error.code == "internal_error":
             log.error("a request failed by a mistake of this program", exc_info=exc)
         if request.writer.output_size > 0:
-            # A second head would be taken for a part of the first answer, a neat end for its end.
-            if self.transport is not None:
-                self.transport.abort()
+            # A second head would be taken for a part of the first answer, which is cut instead.
             raise ConnectionError("an answer is under way already")
         self._guard.note(error, request.remote or "")
         return refusal(error)
@@ -278,11 +290,12 @@ class Connection(RequestHandler):
         """Send the answer; where it is the connection's last, see to it that the client can read it."""
         if self._close and isinstance(resp, web.StreamResponse):
             resp.force_close()
-        result = await super().finish_response(request, resp, start_time)
+        resp, reset = await super().finish_response(request, resp, start_time)
         self._body_answered = self._body_answered or request.content is self._body
-        if self._close or not result[0].keep_alive:
+        if self._close or not resp.keep_alive:
             await self._linger()
-        return result
+            return _LAST, reset
+        return _KEPT, reset
 
     async def _linger(self) -> None:
         """Half-close, and drop what still comes: closing on unread bytes would reset the connection (RFC 9112 section 9.6)."""

@@ -9,10 +9,12 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -95,8 +97,8 @@ def _by_purpose(passed: dict[str, socket.socket]) -> tuple[socket.socket | None,
 
 def _limits(context: Context) -> Limits:
     """Connections leave file descriptors for their calls to providers, and for everything else that must go on."""
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    settings = context.settings
+    soft, settings = resource.getrlimit(resource.RLIMIT_NOFILE)[0], context.settings
+    files = sys.maxsize if soft == resource.RLIM_INFINITY else soft
     connections = max(1, min(2 * settings.max_concurrent_requests, (files - RESERVED_FILES) * 3 // 4))
     # Behind a proxy of the operator's own, every client has its address.
     return Limits(settings.max_request_bytes, connections, connections if context.trusted_proxies else max(1, connections // 2))
@@ -155,9 +157,16 @@ async def _open(
         await site.start()
     except OSError as error:
         hint = " Is another instance running?" if error.errno == errno.EADDRINUSE else ""
-        raise StartError(f"{name}={address}: cannot listen there: {error.strerror or error}.{hint}") from error
+        raise StartError(
+            f"{name}={address}: cannot listen there: {os.strerror(error.errno) if error.errno else error}.{hint}"
+        ) from error
     bound = runner.addresses[0]
-    return f"http://{host or '127.0.0.1'}:{bound[1]}" if isinstance(bound, tuple) else str(bound)
+    return _url(bound, bound[0] if passed else host) if isinstance(bound, tuple) else str(bound)
+
+
+def _url(bound: tuple[Any, ...], host: str) -> str:
+    host = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host.strip("[]")
+    return f"http://[{host}]:{bound[1]}" if ":" in host else f"http://{host}:{bound[1]}"
 
 
 async def _drain(context: Context, runners: list[GuardedRunner], delay: float, hurry: asyncio.Event) -> None:
@@ -183,8 +192,8 @@ async def _drain(context: Context, runners: list[GuardedRunner], delay: float, h
     grace = min(IDLE_SECONDS, context.settings.shutdown_timeout - (time.monotonic() - began))
     await _until(lambda: hurry.is_set() or not any(server.connections for server in servers), grace)
     await _until(idle, context.settings.shutdown_timeout - (time.monotonic() - began))
-    if any(server.busy() for server in servers):
-        log.warning("%d calls did not finish in time and are cut", context.active)
+    if left := sum(server.busy() for server in servers):
+        log.warning("%d requests were not answered in time and are cut", left)
         context.running.end_all(ApiError("shutting_down", "This instance of the proxy stops. Try again."))
         await _until(lambda: not any(server.busy() for server in servers), CUT_SECONDS)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from stage.calls import until
+from stage.asking import until
 
 from llm_proxy import changes
 from llm_proxy.changes import EVERYTHING, KEPT_MS, Change, ChangeFeed, record

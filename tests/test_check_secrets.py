@@ -4,9 +4,11 @@ import base64
 import contextlib
 import gzip
 import json
+import os
 import pathlib
 import sqlite3
 import subprocess
+import sys
 from urllib.parse import quote
 
 import pytest
@@ -16,7 +18,8 @@ SECRET = 'sk-"quoted"/and+odd?=characters'
 
 
 def check(*arguments: object, secrets: str = SECRET) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *map(str, arguments)], input=secrets, capture_output=True, text=True, check=False)
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, input=secrets, capture_output=True, text=True, check=False)
 
 
 def basic(user: str) -> bytes:
@@ -85,6 +88,11 @@ def test_where_nothing_is_found_it_says_how_much_it_looked_at(tmp_path: pathlib.
         (tmp_path / name).write_text("nothing")
     done = check(tmp_path, secrets=f"{SECRET}\n\n{SECRET}\nanother-secret\n")
     assert (done.returncode, done.stdout) == (0, "None of 2 secrets in 2 files.\n")
+
+
+def test_it_may_be_called_by_its_name() -> None:
+    assert os.access(SCRIPT, os.X_OK)
+    assert SCRIPT.read_text().startswith("#!/usr/bin/env python3\n")
 
 
 def test_secrets_may_come_from_a_file(tmp_path: pathlib.Path) -> None:

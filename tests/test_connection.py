@@ -1,6 +1,7 @@
 """One connection's deadlines, limits and last moments, with the deadlines made short (rows 89 and 90 of the malicious inputs)."""
 
 import asyncio
+import contextlib
 import inspect
 import logging
 import socket
@@ -18,6 +19,7 @@ from stage.raw import Answer, RawConnection, connected
 from stage.site import ROOMY, Site, echo, open_site, serving_tasks
 
 from llm_proxy import connection, wire
+from llm_proxy.errors import ApiError
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 HEAD_SECONDS = 0.25
@@ -99,12 +101,15 @@ class TestTheHead:
             assert await client.is_closed()
             dripping.cancel()
 
-    async def test_that_comes_slowly_but_in_time_is_served(self, site: Site) -> None:
+    async def test_that_comes_slowly_but_in_time_is_served(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(connection, "HEAD_SECONDS", 1.0)
         async with visiting(site) as client:
-            await drip(client, GET, HEAD_SECONDS / 2 / len(GET))
+            for start in range(0, len(GET), 5):
+                await client.send(GET[start : start + 5])
+                await asyncio.sleep(0.03)
             answer = await client.answer()
             assert answer and answer.status == 200
-            assert await stays_silent(client, HEAD_SECONDS * 2)
+            assert await stays_silent(client, 1.2)
         assert not site.refused
 
     async def test_of_the_second_request_has_a_deadline_too(self, site: Site) -> None:
@@ -245,7 +250,8 @@ class TestTheBody:
             assert await client.is_closed()
             dripping.cancel()
 
-    async def test_that_comes_at_a_fair_rate_may_take_long(self, site: Site) -> None:
+    async def test_that_comes_at_a_fair_rate_may_take_long(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(connection, "BODY_IDLE_SECONDS", 1.0)
         async with visiting(site) as client:
             await client.send(post(b"Content-Length: 20000"))
             for _ in range(20):
@@ -272,6 +278,20 @@ class TestTheBody:
             await until(lambda: site.connections and site.connection.is_busy)
             await client.send(b"5\r\n123456\r\n" + GET)
             check_error(await client.answer(), 400, "bad_request")
+            assert await client.is_closed()
+
+    async def test_that_breaks_ends_its_connection_whatever_the_handler_makes_of_it(self) -> None:
+        async def forgiving(request: web.BaseRequest) -> web.StreamResponse:
+            with contextlib.suppress(ApiError):
+                await request.content.read()
+            return web.Response(text="never mind")
+
+        async with open_site(forgiving) as site, visiting(site) as client:
+            await client.send(post(b"Transfer-Encoding: chunked"))
+            await until(lambda: site.connections and site.connection.is_busy)
+            await client.send(b"zz\r\n" + GET)
+            answer = await client.answer()
+            assert answer and answer.body == b"never mind" and answer.header(b"connection") == b"close"
             assert await client.is_closed()
 
     @pytest.mark.parametrize("rest", [b"zz\r\n", b""], ids=["breaks", "stops"])
@@ -338,16 +358,20 @@ class TestWriting:
                     if time.monotonic() - began < 1.6:
                         await asyncio.sleep(0.02)
 
-    async def test_what_is_left_at_a_close_is_cut_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Less than what pauses writing is still unread when the idle connection is closed."""
-        monkeypatch.setattr(wire, "KEEPALIVE_SECONDS", 0.2)
+    @pytest.mark.parametrize("last", [False, True], ids=["of an idle connection", "after the last answer"])
+    async def test_what_is_left_at_a_close_is_cut_too(self, monkeypatch: pytest.MonkeyPatch, last: bool) -> None:
+        """Less than what pauses writing is still unread by then."""
+        monkeypatch.setattr(wire, "KEEPALIVE_SECONDS", 75 if last else 0.2)
 
         async def fill(request: web.BaseRequest) -> web.StreamResponse:
             assert request.transport
             while not request.transport.get_write_buffer_size():
                 request.transport.write(b"a" * 16_384)
                 await asyncio.sleep(0)
-            return web.Response(body=b"end")
+            answer = web.Response(body=b"end")
+            if last:
+                answer.force_close()
+            return answer
 
         async with open_site(fill) as site, visiting(site) as client:
             client.writer.transport.pause_reading()
@@ -475,6 +499,39 @@ class TestPipelining:
             await sending
             assert await stays_silent(client, HEAD_SECONDS * 2)
 
+    async def test_the_last_answer_reaches_a_client_that_sends_on(self) -> None:
+        """Its queue is full, so that nothing is read of it any more when the answer is given."""
+
+        async def last(request: web.BaseRequest) -> web.StreamResponse:
+            await until(lambda: site.connection._buffer_paused)
+            answer = web.Response(text="last")
+            answer.force_close()
+            return answer
+
+        async with open_site(last) as site, visiting(site) as client:
+            await client.send(GET * 50 + b"a" * 20_000_000)
+            answer = await client.answer()
+            assert answer and answer.body == b"last"
+            assert await client.is_closed()
+
+    async def test_what_waits_behind_chunks_is_never_half_read(self) -> None:
+        """The queue is full when the chunks end, so what follows them stays in the parser."""
+        release, served = asyncio.Event(), []
+
+        async def note(request: web.BaseRequest) -> web.StreamResponse:
+            served.append(request.path)
+            await release.wait()
+            return web.Response()
+
+        async with open_site(note) as site, visiting(site) as client:
+            await client.send(GET * 31 + post(b"Transfer-Encoding: chunked", body=b"0\r\nX-Evil: 1\r\n\r\n") + GET)
+            await until(lambda: site.connections and site.connection._buffer_paused)
+            release.set()
+            answers = []
+            while answer := await client.answer():
+                answers.append(answer)
+            assert answers[-1].header(b"connection") == b"close" and len(answers) == len(served) <= 32
+
     async def test_what_follows_chunks_in_a_segment_of_its_own_is_served(self, site: Site) -> None:
         data = post(b"Transfer-Encoding: chunked", body=b"2\r\n{}\r\n0\r\n\r\n")
         async with visiting(site) as client:
@@ -515,6 +572,9 @@ async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
             assert await fourth.answer()
         await first.send(GET)
         assert await first.answer()
+        assert site.guard._of_peer["127.0.0.1"] == 1
+    await until(lambda: not site.connections)
+    assert not site.guard._of_peer
     assert site.refused == ["overloaded"]
 
 

@@ -14,6 +14,7 @@ from stage.house import MANAGEMENT_TOKEN, PROVIDER_KEY, House, open_house, setti
 from stage.provider import Exchange, ScriptedProvider, scripted_provider
 from stage.provider import answer as answer_of
 from stage.raw import Answer, RawConnection, connected
+from stage.site import serving_tasks
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -421,12 +422,6 @@ async def stage(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage
         settings = settings_for(folder)
     async with scripted_provider() as provider, open_house(settings) as house:
         yield Stage(house, provider, await house.token_for(provider.url))
-
-
-def serving_tasks() -> int:
-    """The tasks of connections that are open, and of what goes on in them."""
-    coroutines = [task.get_coro() for task in asyncio.all_tasks()]
-    return sum("RequestHandler" in getattr(coroutine, "__qualname__", "") for coroutine in coroutines)
 
 
 async def some_turns() -> None:

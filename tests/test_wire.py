@@ -134,3 +134,20 @@ async def test_who_waits_for_an_answer_is_counted() -> None:
         # It is answered, although its connection still waits for the client to close.
         await until(lambda: site.runner.guarded.busy() == 0)
         assert len(site.connections) == 2
+
+
+async def test_what_a_slow_client_has_yet_to_read_is_owed_too() -> None:
+    async def fill(request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport
+        while not request.transport.get_write_buffer_size():
+            request.transport.write(b"a" * 16_384)
+            await asyncio.sleep(0)
+        return web.Response()
+
+    async with open_site(fill) as site, asyncio.timeout(5), connected(site.url) as client:
+        client.writer.transport.pause_reading()
+        await client.send(GET)
+        await until(lambda: site.connections and not site.connection._request_in_progress and site.connection._unsent_bytes())
+        assert site.runner.guarded.busy() == 1
+        client.writer.transport.resume_reading()
+        await until(lambda: site.runner.guarded.busy() == 0)

@@ -157,8 +157,9 @@ def call(method: str, path: str, json: object = None) -> Any:
 
 
 def listed(path: str, params: Mapping[str, str], most: int) -> list[dict[str, Any]]:
-    """The first `most` entries of a list; says so when there are more."""
+    """The first `most` entries of a list; says at the end when there are more."""
     found = run(lambda api: api.everything(path, params, most + 1))
     if len(found) > most:
-        click.echo(f"There are more than these {most}; --limit shows more.", err=True)
+        hint = f"There are more than these {most}; --limit shows more."
+        click.get_current_context().call_on_close(lambda: click.echo(hint, err=True))
     return found[:most]

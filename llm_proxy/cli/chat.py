@@ -63,30 +63,35 @@ def _asked() -> str:
         import readline  # noqa: F401  (makes the arrow keys work)
     try:
         return input("> " if sys.stdin.isatty() else "").strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         return ""
 
 
 async def _answer(url: str, token: str, body: Mapping[str, Any]) -> str:
     """Print the answer as it comes; returns the whole of it."""
-    answer = ""
     headers, timeout = {"Authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=None, sock_connect=10)
     async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
         try:
             reply = await session.post(f"{url}/v1/chat/completions", json=body)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StartError(f"No answer from the proxy at {url}: {reason_of(error)}. --url says where it is.") from error
-        try:
+        async with reply:
             if reply.status != 200:
                 raise StartError(_problem(await reply.read()) or f"{url} answered with status {reply.status}.")
-            async for line in reply.content:
-                piece = _piece(line)
-                answer += piece
-                click.echo("\n".join(map(printable, piece.split("\n"))), nl=False)
-        except (aiohttp.ClientError, ValueError) as error:
-            click.echo()
-            raise StartError(f"The answer broke off: {reason_of(error)}") from error
-    click.echo()
+            return await _printed(reply.content)
+
+
+async def _printed(lines: aiohttp.StreamReader) -> str:
+    answer = ""
+    try:
+        async for line in lines:
+            piece = _piece(line)
+            answer += piece
+            click.echo("\n".join(map(printable, piece.split("\n"))), nl=False)
+    except (aiohttp.ClientError, ValueError) as error:
+        raise StartError(f"The answer broke off: {reason_of(error)}") from error
+    finally:
+        click.echo()
     return answer
 
 
@@ -97,7 +102,10 @@ def _piece(line: bytes) -> str:
         return ""
     if problem := _problem(data):
         raise ValueError(problem)
-    return "".join(str(choice.get("delta", {}).get("content") or "") for choice in orjson.loads(data).get("choices", []))
+    try:
+        return "".join(str(choice["delta"].get("content") or "") for choice in orjson.loads(data)["choices"])
+    except (LookupError, TypeError, AttributeError):
+        raise ValueError("this is no stream of a chat.") from None
 
 
 def _problem(body: bytes) -> str:

@@ -108,7 +108,7 @@ def encrypt() -> None:
     if not settings.encryption_key:
         raise SettingsError("ENCRYPTION_KEY is not set. `openssl rand -base64 32` makes one.")
     done, failed = asyncio.run(_encrypt(settings))
-    click.echo(f"Encrypted {done} provider keys with the newest key.")
+    click.echo(f"Provider keys that are encrypted anew: {done}.")
     if failed:
         raise StartError("Not all could be encrypted:\n  " + "\n  ".join(failed))
 

@@ -44,13 +44,22 @@ def kept(*names: str, **attributes: Any) -> Callable[[F], F]:
     return click.option(*names, expose_value=False, callback=keep, **attributes)
 
 
-addr = kept("--addr", "LISTEN_ADDR", metavar="HOST:PORT", type=address, help="Where the proxy listens.")
-admin_addr = kept("--admin-addr", "ADMIN_UI_LISTEN_ADDR", metavar="HOST:PORT", type=address, help="Where the admin site listens.")
-no_admin = kept("--no-admin", "ADMIN_UI_ENABLED", flag_value="false", help="Do not serve the admin site.")
-database = kept("--db", "DATABASE_PATH", metavar="PATH", help="The SQLite file.")
-profiles = kept("--config", "API_CONFIG_PATH", metavar="FILE", help="The provider profiles.")
+addr = kept("--addr", "LISTEN_ADDR", metavar="HOST:PORT", type=address, help="Where the proxy listens (LISTEN_ADDR).")
+admin_addr = kept(
+    "--admin-addr",
+    "ADMIN_UI_LISTEN_ADDR",
+    metavar="HOST:PORT",
+    type=address,
+    help="Where the admin site listens (ADMIN_UI_LISTEN_ADDR).",
+)
+no_admin = kept("--no-admin", "ADMIN_UI_ENABLED", flag_value="false", help="Do not serve the admin site (ADMIN_UI_ENABLED).")
+database = kept("--db", "DATABASE_PATH", metavar="PATH", help="The SQLite file (DATABASE_PATH).")
+profiles = kept("--config", "API_CONFIG_PATH", metavar="FILE", help="The provider profiles (API_CONFIG_PATH).")
 log_level = kept(
-    "--log-level", "LOG_LEVEL", type=click.Choice(["debug", "info", "warning", "error"]), help="The least level that is logged."
+    "--log-level",
+    "LOG_LEVEL",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    help="The least level that is logged (LOG_LEVEL).",
 )
 env_file = kept("--env", metavar="FILE", help="The settings file.  [default: .env]")
 

@@ -61,11 +61,12 @@ def _settings(path: pathlib.Path) -> Settings:
         env_file.write(path, {**env_file.fresh_secrets(), "LISTEN_ADDR": "127.0.0.1:8080"})
         click.echo(f"Wrote {path} with fresh secrets (mode 0600).")
     settings = options.settings()
-    if settings.management_token:
+    missing = {name: value for name, value in env_file.fresh_secrets().items() if name not in settings.sources}
+    if not missing:
         return settings
-    # The file is another program's, or a draft: what it says stays.
-    env_file.extend(path, {name: value for name, value in env_file.fresh_secrets().items() if name not in settings.sources})
-    click.echo(f"Added fresh secrets to {path} (mode 0600).")
+    # The file is another program's, or older than encryption: what it says stays.
+    env_file.extend(path, missing)
+    click.echo(f"Added {' and '.join(missing)} to {path} (mode 0600).")
     return options.settings()
 
 

@@ -23,7 +23,11 @@ def postgres_url(text: str) -> str:
 @options.admin_addr
 @options.database
 @options.kept(
-    "--database-url", "DATABASE_URL", metavar="URL", type=postgres_url, help="A PostgreSQL database in place of SQLite."
+    "--database-url",
+    "DATABASE_URL",
+    metavar="URL",
+    type=postgres_url,
+    help="A PostgreSQL database in place of SQLite (DATABASE_URL).",
 )
 @click.option(
     "--interactive/--no-interactive", default=None, help="Ask; by default on a terminal where no flag says what is wanted."

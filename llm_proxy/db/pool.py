@@ -5,6 +5,7 @@ on uvloop cannot connect right after a refusal; so only its connections are used
 """
 
 import asyncio
+import select
 from typing import Any
 
 import aiopg
@@ -13,6 +14,7 @@ from psycopg2.extensions import TRANSACTION_STATUS_IDLE, parse_dsn
 
 # The types that aiopg would look up for every new connection.
 PLAIN = {"enable_hstore": False, "enable_json": False, "enable_uuid": False}
+WATCH_SECONDS = 0.25
 
 
 class Cancellation:
@@ -30,6 +32,37 @@ class Cancellation:
         """Raise the cancellation that came in the same turn of the loop as an answer: `wait_for` forgets it (Python 3.11)."""
         if self:
             raise asyncio.CancelledError
+
+
+class Watch:
+    """Closes a connection whose other end is gone, so that whoever waits for its answer hears of it.
+
+    The loop would tell, but uvloop stops watching a socket at its first error, and aiopg may have read only what came before it.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._handle = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._look)
+
+    def _look(self) -> None:
+        if self._raw.closed or _is_gone(self._raw.raw.fileno()):
+            self._raw.close()
+        else:
+            self._look_later()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._handle.cancel()
+
+
+def _is_gone(descriptor: int) -> bool:
+    poll = select.poll()
+    # A hang-up and an error are told unasked; that nothing more will come is told on Linux.
+    poll.register(descriptor, getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0))
 
 
 def targets(dsn: str) -> list[dict[str, str]]:

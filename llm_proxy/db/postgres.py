@@ -12,7 +12,7 @@ import psycopg2
 import psycopg2.extras
 
 from llm_proxy.db import NO_PARAMS, Connection, Params, Row, pool
-from llm_proxy.db.pool import Cancellation, Pool
+from llm_proxy.db.pool import Cancellation, Pool, Watch
 from llm_proxy.errors import Conflict, DatabaseUnavailable, StartError
 
 # A call waits at most this long for the database before it answers 503 (data.md).
@@ -67,7 +67,7 @@ class PostgresConnection:
                 yield cursor
 
     async def _run(self, statement: Awaitable[None]) -> None:
-        cancellation = Cancellation()
+        cancellation, watch = Cancellation(), Watch(self._raw)
         try:
             await statement
         except asyncio.CancelledError:
@@ -75,6 +75,8 @@ class PostgresConnection:
             if not cancellation:
                 raise DatabaseUnavailable from None
             raise
+        finally:
+            watch.end()
         cancellation.check()
 
     async def execute(self, sql: str, params: Params = NO_PARAMS) -> int:

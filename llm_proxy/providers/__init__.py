@@ -120,7 +120,7 @@ async def of_project(connection: Connection, vault: Vault, project_id: str) -> l
 
 async def every(connection: Connection, vault: Vault, most: int) -> list[Provider]:
     """The first `most` providers of all, by id."""
-    rows = await connection.fetch_all("SELECT * FROM providers ORDER BY id LIMIT :most", {"most": most})
+    rows = await connection.fetch_all(f"SELECT {_COLUMNS} FROM providers ORDER BY id LIMIT :most", {"most": most})
     return [_from_row(row, vault) for row in rows]
 
 

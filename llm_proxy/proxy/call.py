@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -105,6 +105,12 @@ class Call:
         """Take one request from the token's quota."""
         await self.context.quota.take(self.token)
         self._took_request = True
+
+    def begin_reply(self, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
+        """Settle the head of the reply; a process that stops takes no further request on its connection."""
+        if self.context.stopping:
+            self.reply.keep_alive = False
+        self.reply.begin(status, reason, headers, length)
 
     def end(self, error: ApiError) -> None:
         """End the call now: its permission is gone, or the process stops."""

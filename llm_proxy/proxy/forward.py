@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import time
 
-from llm_proxy.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout
+from llm_proxy.errors import UpstreamError, UpstreamTimeout
 from llm_proxy.providers.policy import cors_headers
 from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.proxy import headers, urls
@@ -36,7 +36,7 @@ async def forward(call: Call, route: Route) -> Reply:
             except BaseException:
                 answer.abort()
                 raise
-            _release(call, answer)
+            answer.close()
     except TimeoutError:
         raise call.end_error or UpstreamTimeout("The call took longer than it may in total.", sent=True) from None
     finally:
@@ -52,14 +52,6 @@ def _timeouts(call: Call, route: Route) -> Timeouts:
     if settings.ttft_timeout_secs and call.wants_stream:
         timeouts = dataclasses.replace(timeouts, first_byte=min(timeouts.first_byte, settings.ttft_timeout_secs))
     return timeouts
-
-
-def _release(call: Call, answer: Answer) -> None:
-    """A provider that answered before it had the whole request would take what is left of it for the next one."""
-    if call.body.finished:
-        answer.close()
-    else:
-        answer.abort()
 
 
 async def _open(call: Call, route: Route, timeouts: Timeouts) -> Answer:
@@ -110,7 +102,7 @@ async def _relay(call: Call, route: Route, answer: Answer, idle: float) -> None:
     coding = headers.first(answer.headers, (b"content-encoding",)) or ""
     tee = call.tee = Tee(content_type, coding, kept_of(call.context.settings))
     length = headers.first(answer.headers, (b"content-length",))
-    call.reply.begin(answer.status, answer.reason, _headers(call, route, answer, tee), int(length) if length else None)
+    call.begin_reply(answer.status, answer.reason, _headers(call, route, answer, tee), int(length) if length else None)
     if tee.is_event_stream:
         await call.reply.flush_head()
     await _relay_body(call, answer, tee, idle)
@@ -126,8 +118,6 @@ async def _relay_body(call: Call, answer: Answer, tee: Tee, idle: float) -> None
             break
         with call.waiting():
             await call.reply.write(chunk)
-    if left:
-        raise UpstreamInvalid("The provider's answer is shorter than it said.", sent=True)
     await _end(call, chunk)
 
 
@@ -177,5 +167,6 @@ def _headers(call: Call, route: Route, answer: Answer, tee: Tee) -> list[tuple[b
     }
     added = [(name.encode(), value.encode()) for name, value in ours.items()]
     added.append((b"Server-Timing", call.server_timing()))
-    base, us = route.base_url, f"{call.peer.scheme}://{call.request.headers.get('Host', '')}"
+    base, host = route.base_url, call.request.headers.get("Host", "")
+    us = f"{call.peer.scheme}://{host}" if host else ""
     return headers.to_client(answer.headers, added, lambda url: urls.rewritten(url, base, us))

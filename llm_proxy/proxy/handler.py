@@ -91,13 +91,6 @@ async def answer_preflight(call: Call) -> Reply:
 
 async def authenticate(call: Call) -> Token:
     """The token of the call, mostly without the database."""
-    if call.request.headers.get("Upgrade", "").lower() == "websocket":
-        call.reply.keep_alive = False
-        raise ApiError(
-            "websocket_not_supported",
-            "WebSockets are not proxied. Use HTTP, with streaming where you need it.",
-            headers={"Upgrade": "HTTP/1.1"},
-        )
     with call.timed("auth"):
         return await call.context.tokens.authenticate(presented_token(call.request.raw_headers))
 
@@ -178,7 +171,7 @@ async def tell(call: Call, error: ApiError) -> Reply:
     if tee and tee.is_event_stream and tee.is_uncoded:
         words = b"" if tee.at_boundary else b"\n\n"
         words += dialects.stream_error(error, call.target.path, call.request_id)
-    await call.reply.break_off(words)
+    call.reply.break_off(words)
     return call.reply
 
 
@@ -204,7 +197,7 @@ async def answer(
 ) -> Reply:
     """Send an answer of our own, its event first."""
     raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    call.reply.begin(status, "", raw, len(body))
+    call.begin_reply(status, "", raw, len(body))
     call.publish(outcome, error, last=body)
     with contextlib.suppress(ClientGone):
         await call.reply.end(body)

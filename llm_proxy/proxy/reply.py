@@ -105,16 +105,16 @@ class Reply:
             ClientGone: there is nobody to send to.
         """
         self.sent_bytes += len(data)
-        await self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        await self._send(self._framed(data))
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
     async def end(self, data: bytes = b"") -> None:
         """Send the last piece, which may be empty, and the end of the body."""
         self.sent_bytes += len(data)
-        if self._chunked:
-            data = (b"%x\r\n%b\r\n" % (len(data), data) if data else b"") + b"0\r\n\r\n"
-        elif not self.has_body:
-            data = b""
-        await self._send(data)
+        last = self._framed(data) if data and self.has_body else b""
+        await self._send(last + b"0\r\n\r\n" if self._chunked else last)
 
     async def _send(self, data: bytes) -> None:
         transport = self._transport()
@@ -127,7 +127,7 @@ class Reply:
         except ConnectionError as error:
             raise ClientGone("The client closed its connection.") from error
 
-    async def break_off(self, last_words: bytes) -> None:
+    def break_off(self, last_words: bytes) -> None:
         """End a reply that cannot be completed so that no client can take it for whole.
 
         Args:
@@ -138,12 +138,10 @@ class Reply:
         if transport is None or transport.is_closing():
             return
         if last_words and self._chunked:
-            try:
-                async with asyncio.timeout(DRAIN_SECONDS):
-                    await self.write(last_words)
-            except (TimeoutError, ClientGone):
-                transport.abort()
+            transport.write(self._framed(last_words))
             transport.close()
+            # What the client has not read by then it will not get.
+            asyncio.get_running_loop().call_later(DRAIN_SECONDS, transport.abort)
             return
         if self._by_close:
             _reset_on_close(transport)

@@ -57,7 +57,7 @@ class Answer(Protocol):
         """
 
     def close(self) -> None:
-        """The body was read to its end: the connection may serve again."""
+        """The body was read to its end: the connection may serve again, unless the request has not yet ended."""
 
     def abort(self) -> None:
         """Close the connection now; the provider sees it and may stop working."""

@@ -1,14 +1,21 @@
 """`llm-proxy chat`: answers as they stream, and every way in which they do not come."""
 
 import asyncio
+import fcntl
 import json
+import os
 import pathlib
-from collections.abc import Awaitable, Callable
+import subprocess
+import sys
+import termios
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from stage.house import House
 from stage.postgres import free_port
+from stage.processes import environment
 from stage.provider import STREAM_HEAD, Exchange, ScriptedProvider, answer, chunk
 
 from llm_proxy import fake_provider
@@ -81,6 +88,55 @@ async def test_an_answer_that_does_not_come_exits_1_with_the_reason(chat: Chat, 
         done = await chat("hi", api_base=url)
     assert done.code == 1
     assert says in done.err and done.err.count("Error: ") == 1
+
+
+@pytest.mark.parametrize("event", [b"[]", b"{}", b"null", b'{"choices": [{"delta": null}]}', b'{"choices": 1}'])
+async def test_a_stream_of_another_kind_is_told(chat: Chat, provider: ScriptedProvider, event: bytes) -> None:
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(answer(b"data: " + event + b"\n\n", b"text/event-stream"))
+
+    provider.script = script
+    done = await chat("hi", api_base=provider.url)
+    assert done.err == "Error: The answer broke off: this is no stream of a chat.\n"
+
+
+@contextmanager
+def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """The command on a terminal of its own, with our end of that."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm_proxy", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment(TERM="dumb"),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+async def test_on_a_terminal_it_prompts_and_ctrl_c_ends_it(house: House, fake: str) -> None:
+    with on_a_terminal("chat", "--url", house.url, "--token", await house.token_for(fake)) as (process, ours):
+        seen = ""
+
+        async def until(text: str) -> None:
+            nonlocal seen
+            while text not in seen:
+                seen += (await asyncio.to_thread(os.read, ours, 4096)).decode()
+
+        async with asyncio.timeout(20):
+            await until("> ")
+            os.write(ours, b"Hello\n")
+            await until("You said: Hello\r\n> ")
+            os.write(ours, b"\x03")
+            assert await asyncio.to_thread(process.wait) == 0
 
 
 async def test_an_error_within_the_stream_is_told(chat: Chat, provider: ScriptedProvider) -> None:

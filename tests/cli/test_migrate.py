@@ -106,12 +106,12 @@ def test_keys_go_from_plain_to_encrypted_to_rotated_to_the_new_key_alone(cli: Cl
     project(cli, "one", "sk-first-key", **env)
     project(cli, "two", "sk-second-key", **env, ENCRYPTION_KEY=OLD)
     assert counts(cli, **env, ENCRYPTION_KEY=OLD)["plain"] == "1"
-    assert cli("migrate", "encrypt", **env, ENCRYPTION_KEY=OLD).out == "Encrypted 1 provider keys with the newest key.\n"
+    assert cli("migrate", "encrypt", **env, ENCRYPTION_KEY=OLD).out == "Provider keys that are encrypted anew: 1.\n"
     assert counts(cli, **env, ENCRYPTION_KEY=OLD)["with the newest key"] == "2"
     both = f"{NEW},{OLD}"
     assert counts(cli, **env, ENCRYPTION_KEY=both)["with an older key"] == "2"
-    assert cli("migrate", "encrypt", **env, ENCRYPTION_KEY=both).out == "Encrypted 2 provider keys with the newest key.\n"
-    assert cli("migrate", "encrypt", **env, ENCRYPTION_KEY=both).out == "Encrypted 0 provider keys with the newest key.\n"
+    assert cli("migrate", "encrypt", **env, ENCRYPTION_KEY=both).out == "Provider keys that are encrypted anew: 2.\n"
+    assert cli("migrate", "encrypt", **env, ENCRYPTION_KEY=both).out == "Provider keys that are encrypted anew: 0.\n"
     assert counts(cli, **env, ENCRYPTION_KEY=NEW) == {
         "with the newest key": "2",
         "with an older key": "0",
@@ -145,6 +145,6 @@ def test_a_key_that_cannot_be_read_is_named_and_the_others_are_encrypted(cli: Cl
     project(cli, "lost", "sk-lost-key", **env, ENCRYPTION_KEY=OLD)
     project(cli, "fine", "sk-fine-key", **env)
     done = cli("migrate", "encrypt", **env, ENCRYPTION_KEY=NEW)
-    assert (done.code, done.out) == (1, "Encrypted 1 provider keys with the newest key.\n")
+    assert (done.code, done.out) == (1, "Provider keys that are encrypted anew: 1.\n")
     assert "which ENCRYPTION_KEY does not hold" in done.err
     assert readable(env, NEW) == ["sk-fine-key", "unreadable"]

@@ -176,15 +176,24 @@ async def test_a_key_that_comes_later_is_taken_and_one_that_was_given_is_kept(tm
     assert rows(tmp_path, "SELECT * FROM providers") == before and len(before) == 1
 
 
-async def test_another_programs_env_file_keeps_what_it_says_and_gets_the_secrets(tmp_path: pathlib.Path) -> None:
-    (tmp_path / ".env").write_text("LOG_LEVEL=warning\nTHEIRS=1")
+@pytest.mark.parametrize(
+    ("before", "added"),
+    [
+        pytest.param({"LOG_LEVEL": "warning", "THEIRS": "1"}, ["MANAGEMENT_TOKEN", "ENCRYPTION_KEY"], id="another program's"),
+        pytest.param({"MANAGEMENT_TOKEN": "mine"}, ["ENCRYPTION_KEY"], id="one without encryption"),
+    ],
+)
+async def test_a_settings_file_that_is_there_keeps_what_it_says_and_gets_what_is_missing(
+    tmp_path: pathlib.Path, before: dict[str, str], added: list[str]
+) -> None:
+    (tmp_path / ".env").write_text("\n".join(f"{name}={value}" for name, value in before.items()))
     async with quickstart(tmp_path) as run:
-        assert "Added fresh secrets to .env (mode 0600)." in run.out
+        assert f"Added {' and '.join(added)} to .env (mode 0600)." in run.out
         assert await run.stopped() == 0
     values = dotenv_values(tmp_path / ".env")
-    assert (values.pop("LOG_LEVEL"), values.pop("THEIRS")) == ("warning", "1")
-    assert set(values) == {"MANAGEMENT_TOKEN", "ENCRYPTION_KEY"}
-    settings.check_serving(settings.load())
+    assert {name: values.pop(name) for name in before} == before
+    assert list(values) == added
+    assert settings.load().encryption_key
 
 
 def test_a_port_that_is_taken_is_one_error_line(cli: Cli) -> None:

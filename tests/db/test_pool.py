@@ -2,13 +2,14 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg2
 import pytest
-from stage.calls import until
+from stage.asking import until
 from stage.postgres import Postgres, free_port
 
 from llm_proxy.db.pool import Pool, connect, targets
@@ -86,8 +87,8 @@ async def test_the_first_host_that_answers_is_used(postgres: Postgres, url: str)
 
 
 async def test_a_host_that_is_silent_takes_only_its_share_of_the_time(postgres: Postgres) -> None:
-    async with listener() as silent, asyncio.timeout(1):
-        raw = await connect(f"postgresql://llm@127.0.0.1:{silent},127.0.0.1:{postgres.port}/postgres", 0.8)
+    async with listener() as silent, asyncio.timeout(1.5):
+        raw = await connect(f"postgresql://llm@127.0.0.1:{silent},127.0.0.1:{postgres.port}/postgres", 2.0)
         assert await answer(raw) == 42
         raw.close()
 
@@ -107,6 +108,22 @@ async def test_a_refused_connection_leaves_nothing_that_the_next_could_stumble_o
         raw = await connect(postgres.uri, 2.0)
         assert await answer(raw) == 42
         raw.close()
+
+
+async def test_connecting_that_is_cancelled_ends_as_cancelled(postgres: Postgres) -> None:
+    for turns in range(40):
+        task = asyncio.create_task(connect(postgres.uri, 2.0))
+        for _ in range(turns):
+            # The loop stands still long enough for every answer to come before its next turn.
+            end = time.perf_counter() + 0.002
+            while time.perf_counter() < end:
+                pass
+            await asyncio.sleep(0)
+        if task.cancel():
+            await asyncio.wait([task])
+            assert task.cancelled()
+        else:
+            task.result().close()
 
 
 async def test_options_are_added_to_those_of_the_url(postgres: Postgres) -> None:

@@ -1,14 +1,19 @@
 """PostgreSQL: the translation of names, a pool that outlives its server, a connection that listens."""
 
 import asyncio
+import os
+import pathlib
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
+import aiohttp
 import psycopg2
 import pytest
-from stage.calls import until
+from stage.asking import ASKING, CHAT, until
+from stage.house import MANAGEMENT_TOKEN, open_house, settings_for
 from stage.postgres import Postgres, running_postgres
 
 from llm_proxy.db import postgres
@@ -167,6 +172,22 @@ async def test_a_statement_that_the_server_does_not_answer_fails_after_two_secon
     assert await seconds_until(lambda: database.fetch_all("SELECT id FROM things")) < 1
 
 
+async def test_waiting_for_a_connection_is_part_of_the_time_that_a_verb_has(
+    server: Postgres, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "WAIT_SECONDS", 0.8)
+    with closing(psycopg2.connect(server.uri)) as other:
+        other.cursor().execute("LOCK TABLE things IN ACCESS EXCLUSIVE MODE")
+        async with postgres.connect(server.uri, 1) as narrow:
+            holding = asyncio.create_task(narrow.fetch_one("SELECT pg_sleep(0.6)"))
+            await waiting_in(server, "SELECT pg_sleep")
+            start = time.monotonic()
+            with pytest.raises(DatabaseUnavailable):
+                await narrow.fetch_all("SELECT id FROM things")
+            assert 0.7 < time.monotonic() - start < 1.2
+            await holding
+
+
 async def test_a_verb_waits_for_a_free_connection_no_longer_than_it_must(server: Postgres) -> None:
     async with postgres.connect(server.uri, 1) as database:
         async with database.transaction():
@@ -217,6 +238,21 @@ async def test_a_transaction_whose_connection_is_cut_is_an_outage(server: Postgr
             await tx.execute("INSERT INTO things (id) VALUES (2)")
     assert await seconds_until(database.ping) < 1
     assert await database.fetch_all("SELECT id FROM things") == []
+
+
+async def test_a_connection_whose_end_the_loop_did_not_notice_is_an_outage_all_the_same(
+    server: Postgres, database: PostgresDatabase
+) -> None:
+    verb = asyncio.create_task(database.fetch_one("SELECT pg_sleep(30)"))
+    await waiting_in(server, "SELECT pg_sleep")
+    [raw] = database._pool._lent
+    asyncio.get_running_loop().remove_reader(raw.raw.fileno())
+    server.stop()
+    server.start()
+    start = time.monotonic()
+    with pytest.raises(DatabaseUnavailable):
+        await verb
+    assert time.monotonic() - start < 1
 
 
 async def test_what_cut_one_connection_casts_doubt_on_the_idle_ones(server: Postgres, database: PostgresDatabase) -> None:
@@ -293,6 +329,24 @@ async def test_silence_gives_a_hint_now_and_then(database: PostgresDatabase, mon
             await anext(hints)
 
 
+async def test_a_connection_that_fell_silent_is_replaced(
+    server: Postgres, database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(postgres, "WAIT_SECONDS", 0.3)
+    listening = f"SELECT pid {OTHERS} AND query LIKE 'LISTEN%'"
+    async with aclosing(database.hints()) as hints:
+        await anext(hints)
+        [(pid,)] = ask(server, listening)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(3):
+                while {row[0] for row in ask(server, listening)} <= {pid}:
+                    await anext(hints)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
 async def test_nobody_listens_after_the_hints_are_closed(server: Postgres, database: PostgresDatabase) -> None:
     async with aclosing(database.hints()) as hints:
         await anext(hints)
@@ -310,6 +364,40 @@ async def test_options_of_the_url_are_kept_beside_ours(server: Postgres) -> None
     async with postgres.connect(f"{server.uri}?options=-c%20work_mem%3D4321kB", 1) as database:
         assert await database.fetch_one("SHOW work_mem") == {"work_mem": "4321kB"}
         assert await database.fetch_one("SHOW statement_timeout") == {"statement_timeout": "2s"}
+
+
+async def test_calls_go_on_without_the_server_as_far_as_they_can(server: Postgres, tmp_path: pathlib.Path, fake: str) -> None:
+    ask(server, "CREATE DATABASE house")
+    settings = settings_for(tmp_path, DATABASE_URL=server.uri.replace("/postgres", "/house"))
+    async with open_house(settings) as house, aiohttp.ClientSession() as client:
+
+        async def call(token: str) -> tuple[int, str | None]:
+            headers = {"Authorization": f"Bearer {token}"}
+            async with client.post(f"{house.url}{CHAT}", json=ASKING, headers=headers) as reply:
+                return reply.status, (await reply.json()).get("error", {}).get("code")
+
+        project = await house.project(fake)
+        free, other = await house.token(project), await house.token(project)
+        limited = await house.token(project, max_requests=10_000)
+        # The second lease of a token is of two, one of which is left.
+        assert [await call(token) for token in (free, limited, limited)] == [(200, None)] * 3
+        # This server is quick rather than safe: what it has not written yet is lost with it.
+        ask(server, "CHECKPOINT")
+        server.stop()
+        try:
+            assert [await call(token) for token in (free, limited, free)] == [(200, None)] * 3
+            start = time.monotonic()
+            assert [await call(token) for token in (limited, other)] == [(503, "database_unavailable")] * 2
+            headers = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
+            async with client.post(f"{house.url}/manage/projects", json={"name": "new"}, headers=headers) as reply:
+                assert reply.status == 503
+            assert time.monotonic() - start < 2
+        finally:
+            server.start()
+        start = time.monotonic()
+        while (await call(other))[0] == 503:
+            assert time.monotonic() - start < 1
+        assert await call(limited) == (200, None)
 
 
 async def test_a_database_that_is_not_there_stops_the_start(server: Postgres) -> None:

@@ -20,7 +20,7 @@ import pytest
 import stage.quota_racer
 import uvloop
 from hypothesis import strategies as st
-from stage.calls import until
+from stage.asking import until
 from stage.house import settings_for
 from stage.postgres import Postgres
 

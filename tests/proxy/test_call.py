@@ -233,20 +233,16 @@ async def test_a_mistake_of_ours_is_one_event_and_never_a_clean_end(
     assert house.context.active == len(house.context.running) == 0
 
 
-async def test_calls_are_ended_in_whatever_state_they_are(house: House, provider: ScriptedProvider) -> None:
-    """Also twice, and also one that has just broken off and is speaking its last words."""
+async def test_a_call_may_be_ended_again_while_it_is_on_its_way_out(house: House, provider: ScriptedProvider) -> None:
     token = await house.token_for(provider.url)
-    errors = [ApiError("shutting_down", "First."), ApiError("shutting_down", "Second.")]
-
-    async def script(exchange: Exchange) -> None:
-        await exchange.send(STREAM_HEAD, chunk(b"data: 1\n\n"))
-        for error in errors:
-            house.context.running.end_all(error)
-        exchange.writer.close()
-
-    provider.script = script
-    reply = await ask(house.url, call(token, body=STREAM))
-    assert reply is not None and not reply.whole and b"First." in reply.body
+    provider.script = holds(STREAM_HEAD, chunk(b"data: 1\n\n"))
+    async with asyncio.timeout(5), connected(house.url) as connection:
+        await connection.send(call(token, body=STREAM))
+        await connection.reader.readuntil(b"data: 1\n\n")
+        for number in range(20):
+            house.context.running.end_all(ApiError("shutting_down", f"The word number {number}."))
+            await asyncio.sleep(0)
+        assert b"The word number 0." in await connection.reader.read()
     assert [(event.outcome, event.code) for event in house.events] == [("aborted_by_shutdown", "shutting_down")]
 
 

@@ -70,6 +70,8 @@ async def test_urls_of_the_provider_lead_back_through_us(
     reply = await ask(house.url, call(token, path="/v1/files", host="proxy.example:8080"))
     assert reply is not None and reply.header(header) == b"http://proxy.example:8080/v1/files/f?x=1"
     assert provider.url.encode() not in reply.head
+    nameless = call(token, path="/v1/files", version="1.0").replace(b"Host: proxy\r\n", b"")
+    assert (await ask(house.url, nameless)).header(header) == b"/v1/files/f?x=1"  # type: ignore[union-attr]
 
 
 FIRST = b'event: message_start\ndata: {"type":"message_start","message":{"model":"claude-x","usage":{"input_tokens":7}}}\n\n'
@@ -90,7 +92,7 @@ BREAKS: dict[str, tuple[Script, str]] = {
 async def test_a_broken_stream_ends_with_an_error_and_never_cleanly(
     tmp_path: Path, provider: ScriptedProvider, path: str
 ) -> None:
-    async with open_house(settings_for(tmp_path), profiles=shipped(timeouts={"idle": 0.1})) as house:
+    async with open_house(settings_for(tmp_path), profiles=shipped(timeouts={"idle": 0.3})) as house:
         token = await house.token_for(provider.url, provider_type="anthropic", max_requests=len(BREAKS))
         for number, (name, (script, code)) in enumerate(BREAKS.items()):
             provider.script = script
@@ -131,7 +133,7 @@ OTHER_BREAKS: dict[str, Script] = {
 async def test_any_other_broken_reply_is_cut(tmp_path: Path, provider: ScriptedProvider, version: str) -> None:
     """To a client of HTTP/1.0 that is every reply: there a reset is the only thing that cannot be taken for an end."""
     scripts = OTHER_BREAKS | ({name: script for name, (script, _) in BREAKS.items()} if version == "1.0" else {})
-    async with open_house(settings_for(tmp_path), profiles=shipped(timeouts={"idle": 0.1})) as house:
+    async with open_house(settings_for(tmp_path), profiles=shipped(timeouts={"idle": 0.3})) as house:
         token = await house.token_for(provider.url)
         for number, (name, script) in enumerate(scripts.items()):
             provider.script = script
@@ -222,7 +224,7 @@ async def test_settings_bound_the_silence(
     [
         pytest.param({"TTFT_TIMEOUT_SECS": "100ms"}, 0.25, 0.0, b"{}", id="ttft-does-not-bound-other-calls"),
         pytest.param({"TTFT_TIMEOUT_SECS": "100ms"}, 0.0, 0.25, STREAM, id="ttft-ends-with-the-first-byte"),
-        pytest.param({"REQUEST_TIMEOUT_SECS": "200ms"}, 0.12, 0.12, STREAM, id="request-timeout-is-no-total"),
+        pytest.param({"REQUEST_TIMEOUT_SECS": "400ms"}, 0.25, 0.25, STREAM, id="request-timeout-is-no-total"),
     ],
 )
 async def test_settings_do_not_bound_more_than_they_say(

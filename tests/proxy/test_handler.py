@@ -87,6 +87,21 @@ async def test_connections_are_kept_as_the_client_asks(
     assert said == (b"close" if closed else b"keep-alive" if version == "1.0" else None)
 
 
+async def test_a_process_that_stops_takes_no_further_request_on_a_connection(house: House, provider: ScriptedProvider) -> None:
+    token = await house.token_for(provider.url)
+    async with connected(house.url) as one, connected(house.url) as two:
+        await one.send(call(token))
+        await two.send(call(token))
+        assert (await one.answer()).header(b"connection") is None  # type: ignore[union-attr]
+        assert (await two.answer()).header(b"connection") is None  # type: ignore[union-attr]
+        house.context.stopping = True
+        await one.send(call(token))
+        await two.send(call(token, path="/v1/nothing"))
+        assert (await one.answer()).header(b"connection") == b"close"  # type: ignore[union-attr]
+        assert (await two.answer()).header(b"connection") == b"close"  # type: ignore[union-attr]
+        assert await one.is_closed() and await two.is_closed()
+
+
 async def test_a_client_that_asks_is_told_to_send_its_body(house: House, provider: ScriptedProvider) -> None:
     token = await house.token_for(provider.url)
     head, _, body = call(token, b"Expect: 100-Continue").partition(b"\r\n\r\n")

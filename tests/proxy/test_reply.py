@@ -11,6 +11,8 @@ from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, chunk
 from stage.raw import connected, exchange
 from stage.scripts import sends
 
+from llm_proxy.proxy import reply
+
 FRAMING = (b"content-length", b"transfer-encoding", b"connection")
 OK = b"HTTP/1.1 200 OK\r\n"
 
@@ -33,8 +35,8 @@ async def test_the_reason_is_the_providers_where_it_is_plain(
 ) -> None:
     token = await house.token_for(provider.url)
     provider.script = sends(b"HTTP/1.1 %b\r\nContent-Length: 0\r\n\r\n" % line)
-    reply = await ask(house.url, call(token))
-    assert reply is not None and reply.head.split(b"\r\n")[0] == b"HTTP/1.1 " + expected
+    found = await ask(house.url, call(token))
+    assert found is not None and found.head.split(b"\r\n")[0] == b"HTTP/1.1 " + expected
 
 
 @pytest.mark.parametrize(
@@ -62,42 +64,43 @@ async def test_replies_are_framed_for_their_client(
 ) -> None:
     token = await house.token_for(provider.url)
     provider.script = sends(data, close=data.startswith(b"HTTP/1.0"))
-    reply = await exchange(house.url, call(token, version=version))
-    assert reply is not None and reply.whole
-    assert reply.head.startswith(b"HTTP/%b " % version.encode())
-    assert [line for line in reply.head.split(b"\r\n") if line.partition(b":")[0].lower() in FRAMING] == framing
-    assert reply.body == (b"{}" if b"{}" in data else b"")
-    assert reply.closed is (version == "1.0")
+    found = await exchange(house.url, call(token, version=version))
+    assert found is not None and found.whole
+    assert found.head.startswith(b"HTTP/%b " % version.encode())
+    assert [line for line in found.head.split(b"\r\n") if line.partition(b":")[0].lower() in FRAMING] == framing
+    assert found.body == (b"{}" if b"{}" in data else b"")
+    assert found.closed is (version == "1.0")
 
 
 async def test_a_date_is_added_only_where_there_is_none(house: House, provider: ScriptedProvider) -> None:
     token = await house.token_for(provider.url)
     provider.script = sends(OK + b"date: Sat, 01 Jan 2000 00:00:00 GMT\r\nContent-Length: 0\r\n\r\n")
-    reply = await ask(house.url, call(token))
-    assert reply is not None and reply.head.lower().count(b"\r\ndate: ") == 1
-    assert reply.header(b"date") == b"Sat, 01 Jan 2000 00:00:00 GMT"
+    found = await ask(house.url, call(token))
+    assert found is not None and found.head.lower().count(b"\r\ndate: ") == 1
+    assert found.header(b"date") == b"Sat, 01 Jan 2000 00:00:00 GMT"
     refused = await ask(house.url, call(token, path="/v1/nothing"))
     assert refused is not None and (refused.header(b"date") or b"").endswith(b" GMT")
 
 
-async def test_last_words_to_a_client_that_does_not_read_wait_a_second_at_most(
-    tmp_path: Path, provider: ScriptedProvider
+async def test_last_words_to_a_client_that_does_not_read_are_not_kept_for_long(
+    tmp_path: Path, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reply, "DRAIN_SECONDS", 0.05)
     stuck = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD)
-        while True:
+        while not stuck.is_set():
             exchange.writer.write(chunk(b"data: %b\n\n" % (b"x" * 65536)))
             try:
                 async with asyncio.timeout(0.2):
                     await exchange.writer.drain()
             except TimeoutError:
                 stuck.set()
-                return await exchange.until_closed()
+        await exchange.until_closed()
 
     provider.script = script
-    async with open_house(settings_for(tmp_path), profiles=shipped(timeouts={"total": 0.5})) as house:
+    async with open_house(settings_for(tmp_path), profiles=shipped(timeouts={"total": 1})) as house:
         token = await house.token_for(provider.url)
         async with asyncio.timeout(10), connected(house.url) as connection:
             connection.writer.transport.pause_reading()
@@ -105,10 +108,11 @@ async def test_last_words_to_a_client_that_does_not_read_wait_a_second_at_most(
             await stuck.wait()
             await until(lambda: house.events)
             assert house.events[0].outcome == "upstream_incomplete"
-            await until(lambda: not house.context.active, 3)
+            await until(lambda: not house.context.active, 0.5)
+            await asyncio.sleep(0.1)
             connection.writer.transport.resume_reading()
-            reply = await connection.answer()
-            assert reply is None or not reply.whole
+            found = await connection.answer()
+            assert found is not None and not found.whole and b"upstream_timeout" not in found.body
 
 
 async def test_a_refusal_after_half_a_body_leaves_no_doubt_where_the_next_request_begins(
@@ -116,5 +120,5 @@ async def test_a_refusal_after_half_a_body_leaves_no_doubt_where_the_next_reques
 ) -> None:
     async with connected(house.url) as connection:
         await connection.send(call("wrong", body=b"{" + b" " * 100_000)[:-1000])
-        reply = await connection.answer()
-        assert reply is not None and (reply.status, reply.header(b"connection")) == (401, b"close")
+        found = await connection.answer()
+        assert found is not None and (found.status, found.header(b"connection")) == (401, b"close")

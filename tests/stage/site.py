@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -25,8 +25,9 @@ class Site:
     """A running site; `refused` holds the codes of what it refused."""
 
     runner: GuardedRunner
-    url: str = ""
-    refused: list[str] = field(default_factory=list)
+    guard: Guard
+    url: str
+    refused: list[str]
 
     @property
     def connections(self) -> list[Connection]:
@@ -48,11 +49,12 @@ async def open_site(handler: Handler = echo, limits: Limits = ROOMY) -> AsyncIte
     def count(error: ApiError) -> None:
         refused.append(error.code)
 
-    runner = GuardedRunner(web.Application(), lambda ours: handler, Guard(limits, count))
+    guard = Guard(limits, count)
+    runner = GuardedRunner(web.Application(), lambda ours: handler, guard)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield Site(runner, f"http://127.0.0.1:{runner.addresses[0][1]}", refused)
+        yield Site(runner, guard, f"http://127.0.0.1:{runner.addresses[0][1]}", refused)
     finally:
         await runner.cleanup()
 

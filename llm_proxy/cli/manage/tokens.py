@@ -66,11 +66,17 @@ def create(expires_at: str | None, models: tuple[str, ...], json: bool, **rest: 
       llm-proxy manage token create --project PROJECT_ID --expires-at never --model 'gpt-4o*'
     """
     made = call("POST", "/manage/tokens", given(**rest) | _expiry(expires_at) | ({"allowed_models": models} if models else {}))
-    secret = made["token"]
-    show(made if json else {name: value for name, value in made.items() if name != "token"}, json)
+    _show(made, json)
     if not json:
-        click.secho(f"\n{secret}", bold=True)
+        click.secho(f"\n{made['token']}", bold=True)
         click.echo("This is shown once, and kept nowhere.", err=True)
+
+
+def _show(token: Mapping[str, Any], json: bool) -> None:
+    """For people, words stand where an absence means much."""
+    words = {"expires_at": NEVER, "max_requests": NONE, "allowed_models": "all"}
+    facts = {name: value or words.get(name, value) for name, value in token.items() if name != "token"}
+    show(token if json else facts, json)
 
 
 @token.command("list")
@@ -113,7 +119,7 @@ def get(id: str, json: bool) -> None:
     Example:
       llm-proxy manage token get TOKEN_ID
     """
-    show(call("GET", f"/manage/tokens/{asked(id)}"), json)
+    _show(call("GET", f"/manage/tokens/{asked(id)}"), json)
 
 
 @token.command()
@@ -152,7 +158,7 @@ def update(
         body["allowed_models"] = models
     if not body:
         raise click.UsageError("Say what to change; --help lists what can be.")
-    show(call("PATCH", f"/manage/tokens/{asked(id)}", body), json)
+    _show(call("PATCH", f"/manage/tokens/{asked(id)}", body), json)
 
 
 def _expiry(text: str | None) -> dict[str, str | None]:

@@ -95,7 +95,7 @@ async def test_what_stops_a_project_asks_first(manage: Manage, command: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        pytest.param(("get", "nobody"), 1, "There is no project with the id 'nobody'. (not_found)", id="unknown"),
+        pytest.param(("get", "nobody"), 1, "(not_found)", id="unknown"),
         pytest.param(("delete", "nobody", "--yes"), 1, "(not_found)", id="unknown for delete"),
         pytest.param(("create", "--name", "taken"), 1, "(already_exists)", id="name taken"),
         pytest.param(("create", "--name", "x", "--api-key", "sk-…x"), 1, "(masked_secret)", id="masked key"),

@@ -61,6 +61,8 @@ async def test_get_shows_one_token_without_its_secret(manage: Manage, project_id
     token = await made(manage, project_id)
     done = await manage("token", "get", token["id"])
     assert done.fields["hint"] == token["hint"] and token["token"] not in done.out
+    words = {name: done.fields[name] for name in ("max_requests", "allowed_models", "request_count", "metadata", "is_active")}
+    assert words == {"max_requests": "none", "allowed_models": "all", "request_count": "0", "metadata": "-", "is_active": "yes"}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ async def test_revoke_asks_first(manage: Manage, project_id: str) -> None:
     ("arguments", "code", "says"),
     [
         pytest.param(("get", "nobody"), 1, "(not_found)", id="unknown"),
-        pytest.param(("create", "--project", "nobody"), 1, "There is no project with the id 'nobody'.", id="project"),
+        pytest.param(("create", "--project", "nobody"), 1, "There is no project with", id="project"),
         pytest.param(("create",), 2, "Missing option '--project'", id="no project"),
         pytest.param(("create", "--project", "x", "--max-requests", "0"), 2, "--max-requests", id="quota 0"),
         pytest.param(("create", "--project", "x", "--metadata", "{"), 2, "this is not JSON", id="metadata"),
