@@ -31,7 +31,7 @@ FLOORS = (
 )
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 # Only their own package knows of these; everybody else goes through its interface.
-IMPLEMENTATIONS = {"llm_proxy.db.sqlite", "llm_proxy.db.postgres", "llm_proxy.upstream.session"}
+IMPLEMENTATIONS = {"llm_proxy.db.sqlite", "llm_proxy.db.postgres", "llm_proxy.db.pool", "llm_proxy.upstream.session"}
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
 
 
