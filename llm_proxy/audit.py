@@ -7,7 +7,7 @@ import pathlib
 import queue
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, BinaryIO, NamedTuple
 
 import orjson
@@ -73,6 +73,10 @@ class AuditEvent:
     timestamp: int = field(default_factory=now_ms)
 
 
+# By name, so that a column which a newer instance adds does not trouble an older one.
+_COLUMNS = ", ".join(column.name for column in fields(AuditEvent))
+
+
 def event_of(who: Who, action: str, **facts: Any) -> AuditEvent:
     """An event with the origin filled in; what a client chose freely is cut to a sane length, and to text that can be stored."""
     origin: dict[str, Any] = {name: _storable(value) if value else None for name, value in who._asdict().items()}
@@ -102,7 +106,7 @@ def _from_row(row: Row) -> AuditEvent:
 
 async def get(connection: Connection, id: str) -> AuditEvent | None:
     """One event by its id."""
-    row = await connection.fetch_one("SELECT * FROM audit_events WHERE id = :id", {"id": id})
+    row = await connection.fetch_one(f"SELECT {_COLUMNS} FROM audit_events WHERE id = :id", {"id": id})
     return _from_row(row) if row else None
 
 
@@ -123,7 +127,9 @@ async def find(connection: Connection, page: Page, filters: Mapping[str, Any]) -
         columns = ("action", "actor", "path", "reason", "details")
         # Both sides are lowered by the same hand: databases differ in which alphabets they know.
         conditions.append("(" + " OR ".join(f"LOWER({column}) LIKE LOWER(:search) ESCAPE '\\'" for column in columns) + ")")
-    return [_from_row(row) for row in await select_page(connection, "SELECT * FROM audit_events", conditions, params, page)]
+    return [
+        _from_row(row) for row in await select_page(connection, f"SELECT {_COLUMNS} FROM audit_events", conditions, params, page)
+    ]
 
 
 class AuditLog:

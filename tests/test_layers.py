@@ -32,8 +32,13 @@ FLOORS = (
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 # Only their own package knows of these; everybody else goes through its interface.
 IMPLEMENTATIONS = {
-    *("llm_proxy.db.sqlite", "llm_proxy.db.postgres", "llm_proxy.upstream.session"),
-    *("llm_proxy.events.sinks.file", "llm_proxy.events.sinks.lunary", "llm_proxy.events.sinks.helicone"),
+    "llm_proxy.db.sqlite",
+    "llm_proxy.db.postgres",
+    "llm_proxy.db.pool",
+    "llm_proxy.upstream.session",
+    "llm_proxy.events.sinks.file",
+    "llm_proxy.events.sinks.lunary",
+    "llm_proxy.events.sinks.helicone",
 }
 MODULES = sorted(path for path in ROOT.rglob("*.py") if "__pycache__" not in path.parts)
 

@@ -117,7 +117,7 @@ class Quota:
                 lease.refusal = await self._ask(id, lease)
                 lease.answers += 1
             if lease.refusal:
-                raise lease.refusal
+                raise lease.refusal.with_traceback(None)
 
     async def _ask(self, id: str, lease: Lease) -> ApiError | None:
         """Lease more from the row; returns what stands against it."""
