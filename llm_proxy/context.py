@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from llm_proxy import logs
 from llm_proxy.audit import AuditLog
+from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
@@ -59,6 +60,7 @@ class Context:
     running: RunningCalls
     upstream: Upstream
     redis: Redis | None
+    cache: HttpCache
     tasks: Tasks
     trusted_proxies: tuple[Network, ...]
     started_at: float = field(default_factory=time.monotonic)
@@ -122,9 +124,11 @@ async def open_context(
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
+        cache = await stack.enter_async_context(open_cache(settings))
         tasks, bus, metrics = Tasks(), Bus(settings.observability_buffer_size), Metrics()
         bus.read_by(log_call)
         bus.read_by(lambda event: measure(metrics, event))
+        bus.read_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics))
         context = Context(
             settings=settings,
@@ -148,6 +152,7 @@ async def open_context(
             running=RunningCalls(),
             upstream=upstream,
             redis=redis,
+            cache=cache,
             tasks=tasks,
             trusted_proxies=trusted,
         )
@@ -163,6 +168,7 @@ async def _start(context: Context) -> None:
         context.tokens.on_change,
         context.providers.on_change,
         context.quota.on_change,
+        context.cache.on_change,
         lambda change: _end_overtaken(context, change),
     ]
     for listener in listeners:

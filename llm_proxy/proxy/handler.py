@@ -9,15 +9,18 @@ from aiohttp import HttpVersion11, web
 from llm_proxy import dialects
 from llm_proxy.audit import Who, event_of
 from llm_proxy.context import Context
-from llm_proxy.errors import ApiError, ClientGone
+from llm_proxy.errors import ApiError, ClientGone, UpstreamError
 from llm_proxy.grammar import check_head, read_target
 from llm_proxy.logs import request_ids
 from llm_proxy.middleware import peer_of_request
 from llm_proxy.providers import policy
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
+from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.credentials import presented_token
 from llm_proxy.proxy.forward import forward
+from llm_proxy.proxy.refresh import refresh
+from llm_proxy.proxy.replay import replay
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.tokens import Token
 
@@ -42,8 +45,7 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
         answer_expectation(call)
         routes = await admit_body(call, routes)
         await take_limits(call)
-        route = choose(call, routes)
-        return await forward(call, route)
+        return await respond(call, routes)
     except ApiError as error:
         return await tell(call, error)
     except ClientGone:
@@ -154,11 +156,29 @@ async def take_limits(call: Call) -> None:
         await call.take_request()
 
 
-def choose(call: Call, routes: list[Route]) -> Route:
+async def respond(call: Call, routes: list[Route]) -> Reply:
+    """Answer from the cache where HTTP allows it, else from a provider."""
+    turn = Turn(call, routes)
+    try:
+        with call.timed("cache"):
+            await turn.decide()
+        if stored := turn.entry:
+            if turn.wants_refresh:
+                refresh(call, choose(routes), turn)
+            return await replay(call, turn, stored)
+        return await forward(call, choose(routes), turn)
+    except UpstreamError:
+        if not call.reply.started and (stored := turn.instead_of(None)):
+            return await replay(call, turn, stored)
+        raise
+    finally:
+        turn.close()
+
+
+def choose(routes: list[Route]) -> Route:
     """One of the providers by weight; weight 0 only when nothing else is left."""
     weights = [route.provider.weight for route in routes]
     [route] = random.choices(routes, weights if any(weights) else None)
-    call.event.provider, call.event.provider_type = route.provider.id, route.profile.name
     return route
 
 
