@@ -95,7 +95,7 @@ class RedisStore:
         """Store an entry in place of the one under the same key and variant; whether it was stored.
 
         It is not if it is too large, if what is under the key was purged since it was looked up, if that was more than ten
-        minutes ago, or if Redis does not answer.
+        minutes ago, or if Redis does not answer; a Redis that is late may store it nevertheless.
 
         Args:
             generation: from the `get` that led to the request whose answer this is.
@@ -154,6 +154,8 @@ class RedisStore:
         """
         measured: dict[bytes, tuple[str, int, int]] = {}
         with self._needed("so nobody knows what is in it. Try again shortly."):
+            if self._link.away:
+                raise ConnectionError("Redis is away")
             async for batch in self._batches():
                 measured |= {key: (place.project if place else "", entries, size) for key, place, entries, size in batch}
         return _summed(measured.values())
@@ -162,8 +164,6 @@ class RedisStore:
     def _needed(self, consequence: str) -> Iterator[None]:
         """What cannot be done without Redis."""
         try:
-            if self._link.away:
-                raise ConnectionError("Redis is away")
             yield
         except NO_ANSWER as error:
             text = f"Redis, which holds the cache, does not answer, {consequence}"
@@ -194,6 +194,7 @@ class RedisStore:
             if not cursor:
                 return
 
+    # A Redis that is left because it is full can still be purged, so this does not ask whether it is away.
     async def _patiently(self, command: Awaitable[Any]) -> Any:
         return await self._link.within(BACKGROUND_PATIENCE, command)
 

@@ -16,7 +16,8 @@ for at = 1, #found, 2 do
   if string.sub(found[at], 1, 1) == 'v' then values[#values + 1] = found[at + 1] end
 end
 if not generation then
-  redis.call('DEL', key)
+  -- A script that has written once is let to write on even if Redis is full, so this is not done for nothing.
+  if found.err or #found > 0 then redis.call('DEL', key) end
   redis.call('HSET', key, 'place', ARGV[1], 'generation', ARGV[2])
   redis.call('PEXPIRE', key, lasts)
   return {ARGV[2]}

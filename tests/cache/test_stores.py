@@ -11,7 +11,7 @@ from stage.redis import RedisServer
 from llm_proxy.cache import Entry, Hit, Place, rules
 from llm_proxy.cache.memory import MOST_VARIANTS, MemoryStore
 from llm_proxy.cache.redis import RedisStore
-from llm_proxy.cache.store import Store, open_store
+from llm_proxy.cache.store import Store
 from llm_proxy.redis_client import open_redis
 from llm_proxy.secret import Secret
 
@@ -169,9 +169,7 @@ FORGETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("stored", [False, True], ids=["nothing stored", "an entry stored"])
 @pytest.mark.parametrize("said", FORGETTINGS.values(), ids=FORGETTINGS.keys())
-async def test_what_was_asked_for_before_a_purge_is_not_stored_after_it(
-    store: Store, said: dict[str, Any], stored: bool
-) -> None:
+async def test_what_was_asked_for_before_a_purge_is_not_stored_after_it(store: Store, said: dict[str, Any], stored: bool) -> None:
     if stored:
         await put(store, "k", "v", OLD)
     before = await store.get("k", PLACE)
@@ -226,8 +224,3 @@ async def test_no_old_content_survives_purges_among_stores_and_lookups(store: St
             await asyncio.sleep(0)
 
     await asyncio.gather(purging(), *(calls(f"k{n % 3}") for n in range(9)))
-
-
-async def test_without_redis_responses_are_kept_in_memory() -> None:
-    async with open_store(None, "cache:", max_bytes=1 << 20, max_object_bytes=10, switched=lambda to: None) as store:
-        assert isinstance(store, MemoryStore) and not store.degraded
