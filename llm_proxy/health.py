@@ -90,6 +90,8 @@ async def prometheus(request: web.Request) -> web.Response:
     _check_reader(request)
     context = request.app[CONTEXT]
     context.metrics.active.set(context.active)
+    if context.settings.http_cache_backend == "in-memory":
+        context.metrics.cache_bytes.set((await context.cache.stats()).bytes)
     # The content type carries a version, which aiohttp's content_type argument would refuse.
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
     return web.Response(body=context.metrics.text(), headers=headers)
@@ -123,6 +125,10 @@ def _summary(context: Context) -> Health:
         "uptime_seconds": _uptime(context),
         "request_count": int(sum(sample.value for sample in ended)),
         "error_count": int(sum(sample.value for sample in ended if int(sample.labels["status"]) >= 400)),
+        "cache_hits": int(context.metrics.total(context.metrics.cache_hits)),
+        "cache_misses": int(context.metrics.total(context.metrics.cache_misses)),
+        "cache_bypass": int(context.metrics.total(context.metrics.cache_bypass)),
+        "cache_stores": int(context.metrics.total(context.metrics.cache_stores)),
         "active_requests": context.active,
         "tokens": int(context.metrics.total(context.metrics.tokens)),
     }

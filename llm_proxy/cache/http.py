@@ -3,18 +3,17 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from llm_proxy.cache import Decision, Entry, Lookup, rules
-from llm_proxy.cache.memory import MemoryStore, Stats
+from redis.asyncio import Redis
+
+from llm_proxy.cache import Decision, Entry, Lookup, Place, Stats, rules
+from llm_proxy.cache.store import Store, open_store
 from llm_proxy.changes import Change
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
-
-# What a purge may name; `acts.cache` says which of them go together.
-SELECTORS = ("key", "project", "method", "path", "prefix", "everything")
 
 
 class Counted(Protocol):
@@ -30,7 +29,10 @@ class Counted(Protocol):
 
 
 class HttpCache:
-    """What calls ask and what purges empty.
+    """What calls ask, and purges empty.
+
+    Args:
+        local: whether the store is this process's own, so that the purges of others have to be done here too.
 
     Attributes:
         enabled: whether anything is ever answered from here, or stored.
@@ -40,85 +42,69 @@ class HttpCache:
         counts: how many calls of each project were a `hit`, `conditional-hit`, `stored`, `miss` or `bypass`.
     """
 
-    def __init__(
-        self, store: MemoryStore, *, enabled: bool = True, shared: bool = False, default_ttl: float, max_object_bytes: int
-    ) -> None:
-        self.enabled = enabled
-        self.shared = shared
-        self.default_ttl = default_ttl
-        self.max_object_bytes = max_object_bytes
+    def __init__(self, store: Store, settings: Settings, *, local: bool = True) -> None:
+        self.enabled = settings.http_cache_enabled
+        self.shared = settings.http_cache_shared
+        self.default_ttl = settings.http_cache_default_ttl
+        self.max_object_bytes = settings.http_cache_max_object_bytes
         self.counts: dict[str, Counter[str]] = {}
-        self.tasks = Tasks()
         self._store = store
+        self._local = local
         self._fetches: dict[str, asyncio.Future[bool]] = {}
-        self._purges = 0
+        self._tasks = Tasks()
 
-    def partition(self, project_id: str) -> str:
-        """Whose answers a project's calls may get: its own, or those that all share."""
-        return "" if self.shared else project_id
+    @property
+    def degraded(self) -> bool:
+        """Whether nothing is found because what holds it is away."""
+        return self._store.degraded
 
-    def key_of(self, project_id: str, method: str, path: str, query: str | None, body_hash: bytes | None = None) -> str:
-        """The opaque name of what a call asks for."""
-        return rules.primary_key(self.partition(project_id), method, path, query, body_hash)
+    def place_of(self, project_id: str, method: str, path: str) -> Place:
+        """Where a project's call looks: in its own partition, or in the one that all share."""
+        return Place("" if self.shared else project_id, method, path)
 
-    async def decide(self, key: str, lookup: Lookup) -> Decision:
-        """What to do with a call."""
-        return rules.decide(await self._store.get(key), lookup, time.time())
+    async def look_up(self, key: str, place: Place, lookup: Lookup) -> tuple[Decision, object]:
+        """What to do with a call; with the generation of what was found, which `put` wants to see."""
+        found = await self._store.get(key, place)
+        return rules.decide(found.entries, lookup, time.time()), found.generation
 
-    # Fetches
+    async def put(self, key: str, entry: Entry, generation: object) -> bool:
+        """Store an entry, if it was not purged since it was asked for; whether it is stored."""
+        return await self._store.put(key, entry.terms.variant, entry, generation)
+
+    async def delete(self, key: str) -> None:
+        """Forget what is under a key."""
+        await self._store.delete(key)
+
+    # Identical calls
 
     def fetch_of(self, key: str) -> "asyncio.Future[bool] | None":
         """The fetch under way of what may be stored under this key; its result is whether it was."""
         return self._fetches.get(key)
 
-    def begin_fetch(self, key: str) -> "asyncio.Future[bool]":
+    def begin_fetch(self, key: str) -> None:
         """Let calls for the same wait, until `end_fetch`."""
-        fetch = self._fetches[key] = asyncio.get_running_loop().create_future()
-        return fetch
+        self._fetches[key] = asyncio.get_running_loop().create_future()
 
     def end_fetch(self, key: str, *, stored: bool) -> None:
-        """What was fetched is stored, or will never be; only the first time counts."""
-        if fetch := self._fetches.pop(key, None):
-            fetch.set_result(stored)
+        """What was fetched is stored, or will never be."""
+        self._fetches.pop(key).set_result(stored)
 
-    # What is stored
+    # For operators
 
-    @property
-    def purges(self) -> int:
-        """How often something was purged; what was asked of a provider before the last purge must not be stored after it."""
-        return self._purges
+    async def purge(self, **selectors: Any) -> int:
+        """Forget entries at once, `Store.purge` says which; how many they were.
 
-    async def put(self, key: str, entry: Entry, purges: int) -> bool:
-        """Store an entry; whether that was done.
-
-        Args:
-            purges: how many there had been when the provider was asked.
+        Raises:
+            ApiError: `cache_unavailable`.
         """
-        return purges == self._purges and await self._store.put(key, entry.terms.variant, entry)
-
-    async def delete(self, key: str) -> int:
-        """Forget what is under a key."""
-        return await self._store.delete(key)
-
-    async def purge(self, selectors: Mapping[str, Any]) -> int:
-        """Forget entries at once; how many they were.
-
-        Args:
-            selectors: by the names in `SELECTORS`, a `key` alone, `everything` alone.
-        """
-        self._purges += 1
-        if "key" in selectors:
-            return await self._store.delete(selectors["key"])
         return await self._store.purge(**selectors)
 
     def on_change(self, change: Change) -> None:
-        """Another instance purged, or so much was missed that it may have."""
-        if change.kind in ("cache_purge", "everything"):
-            self._purges += 1
-            selectors = change.payload if change.kind == "cache_purge" else {"everything": True}
-            self.tasks.start("purge of the cache", self.purge(selectors))
-
-    # Figures
+        """Another process purged, or so much was missed that it may have."""
+        if not self._local or change.kind not in ("cache_purge", "everything"):
+            return
+        selectors: Mapping[str, Any] = change.payload if change.kind == "cache_purge" else {"everything": True}
+        self._tasks.start("purge of the cache", self.purge(**selectors))
 
     def count(self, event: Counted) -> None:
         """Count a call for the statistics of its project."""
@@ -126,21 +112,36 @@ class HttpCache:
             self.counts.setdefault(event.project_id, Counter())[event.cache] += 1
 
     async def stats(self) -> Stats:
-        """How much is stored."""
+        """How much is stored.
+
+        Raises:
+            ApiError: `cache_unavailable`.
+        """
         return await self._store.stats()
+
+    async def close(self) -> None:
+        """End what still runs."""
+        await self._tasks.close()
 
 
 @asynccontextmanager
-async def open_cache(settings: Settings) -> AsyncIterator[HttpCache]:
-    """The cache for the length of the block."""
-    cache = HttpCache(
-        MemoryStore(settings.http_cache_max_bytes, settings.http_cache_max_object_bytes),
-        enabled=settings.http_cache_enabled,
-        shared=settings.http_cache_shared,
-        default_ttl=settings.http_cache_default_ttl,
+async def open_cache(settings: Settings, redis: "Redis | None", switched: Callable[[str], None]) -> AsyncIterator[HttpCache]:
+    """The cache for the length of the block.
+
+    Args:
+        redis: where answers are kept if HTTP_CACHE_BACKEND says so.
+        switched: told when that is away, and when it is back.
+    """
+    chosen = redis if settings.http_cache_enabled and settings.http_cache_backend == "redis" else None
+    async with open_store(
+        chosen,
+        settings.redis_cache_key_prefix,
+        max_bytes=settings.http_cache_max_bytes,
         max_object_bytes=settings.http_cache_max_object_bytes,
-    )
-    try:
-        yield cache
-    finally:
-        await cache.tasks.close()
+        switched=switched,
+    ) as store:
+        cache = HttpCache(store, settings, local=chosen is None)
+        try:
+            yield cache
+        finally:
+            await cache.close()

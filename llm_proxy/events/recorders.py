@@ -34,7 +34,19 @@ def measure(metrics: Metrics, event: Event) -> None:
         metrics.refusals.labels(event.code).inc()
     if event.outcome == "client_gone":
         metrics.disconnects.inc()
+    _measure_cache(metrics, event.cache)
     if event.usage.prompt_tokens:
         metrics.tokens.labels(model, provider, "prompt").inc(event.usage.prompt_tokens)
     if event.usage.completion_tokens:
         metrics.tokens.labels(model, provider, "completion").inc(event.usage.completion_tokens)
+
+
+def _measure_cache(metrics: Metrics, cache: str | None) -> None:
+    if cache in ("hit", "conditional-hit"):
+        metrics.cache_hits.inc()
+    elif cache == "bypass":
+        metrics.cache_bypass.inc()
+    elif cache:
+        metrics.cache_misses.inc()
+        if cache == "stored":
+            metrics.cache_stores.inc()

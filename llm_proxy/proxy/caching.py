@@ -35,11 +35,12 @@ class Turn:
         self.routes = routes
         self._post_listed = call.request.method == "POST" and _lists_post(call, routes)
         self.lookup = self._read()
+        self.place = self._cache.place_of(call.project_id, self.lookup.method, call.target.path)
         self.key = None if self.lookup.bypass else self._key()
         self.found: Hit | StaleWhileRevalidate | Revalidate | Miss = Miss(self.lookup.bypass or "uri-miss")
         self.status = "bypass" if self.lookup.bypass else "miss"
         call.event.cache = self.status
-        self._purges = self._cache.purges
+        self._generation: object = None
         self._leads = self._collapsed = False
         self._forwarded_status: int | None = None
         self._capture: _Capture | None = None
@@ -58,7 +59,7 @@ class Turn:
     def _key(self) -> str:
         call = self._call
         body_hash = hashlib.sha256(call.body.held).digest() if self.lookup.method == "POST" else None
-        return self._cache.key_of(call.project_id, self.lookup.method, call.target.path, call.target.query, body_hash)
+        return rules.primary_key(self.place.project, self.lookup.method, self.place.path, call.target.query, body_hash)
 
     # Before the provider
 
@@ -80,7 +81,9 @@ class Turn:
             self._leads = True
 
     async def _look(self) -> None:
-        found = await self._cache.decide(self.key, self.lookup) if self.key else rules.decide((), self.lookup, 0)
+        found = rules.decide((), self.lookup, 0)
+        if self.key:
+            found, self._generation = await self._cache.look_up(self.key, self.place, self.lookup)
         if isinstance(found, OnlyIfCachedMiss):
             raise ApiError("only_if_cached", "There is no stored answer that may be used, and the call asks for nothing else.")
         self.found = found
@@ -160,7 +163,7 @@ class Turn:
 
     async def _keep(self, entry: Entry, keep: bool) -> None:
         assert self.key
-        stored = await self._cache.put(self.key, entry, self._purges) if keep else False
+        stored = await self._cache.put(self.key, entry, self._generation) if keep else False
         if not keep:
             await self._cache.delete(self.key)
         self._land(stored=stored)
@@ -193,7 +196,7 @@ class Turn:
         query = f"?{call.target.query}" if call.target.query is not None else ""
         url = f"{call.peer.scheme}://{call.request.headers.get('Host', '')}{call.target.path}{query}"
         for path, asked in rules.invalidated_by(call.request.method, status, url, sent):
-            await self._cache.delete(self._cache.key_of(call.project_id, "GET", path, asked))
+            await self._cache.delete(rules.primary_key(self.place.project, "GET", path, asked))
 
     def feed(self, chunk: bytes) -> None:
         """A piece of the body passes."""
@@ -219,12 +222,12 @@ class Turn:
             self.lookup,
             capture.head,
             bytes(capture.body),
-            project=self._cache.partition(self._call.project_id),
-            path=self._call.target.path,
+            project=self.place.project,
+            path=self.place.path,
             request_time=self.asked_at,
             response_time=capture.came_at,
         )
-        stored = await self._cache.put(self.key, entry, self._purges)
+        stored = await self._cache.put(self.key, entry, self._generation)
         self._call.event.cache = "stored" if stored else "miss"
         self._land(stored=stored)
 

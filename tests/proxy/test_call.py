@@ -134,7 +134,9 @@ async def test_times_are_told_to_the_client(house: House, provider: ScriptedProv
     start, stop = (int(reply.header(name) or 0) for name in (b"x-upstream-request-start", b"x-upstream-request-stop"))
     assert 0 < stop - start < 10**10
     assert reply.header(b"server-timing") == b"theirs;dur=5"
-    pattern = rb"\r\nServer-Timing: auth;dur=[0-9.]+, limit;dur=[0-9.]+, connect;dur=[0-9.]+, ttfb;dur=[0-9.]+\r\n"
+    pattern = (
+        rb"\r\nServer-Timing: auth;dur=[0-9.]+, limit;dur=[0-9.]+, cache;dur=[0-9.]+, connect;dur=[0-9.]+, ttfb;dur=[0-9.]+\r\n"
+    )
     assert re.search(pattern, reply.head)
     assert reply.header(b"x-proxy") == b"llm-proxy"
 
