@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats, selection
 from llm_proxy.cache.memory import MOST_VARIANTS
 from llm_proxy.cache.packed import pack, unpack
-from llm_proxy.cache.scripts import FORGET, LOOK_UP, MEASURE, STORE
+from llm_proxy.cache.scripts import FORGET, LOOK_UP, MEASURE, PLACES, STORE
 from llm_proxy.errors import ApiError
 from llm_proxy.redis_link import BACKGROUND_PATIENCE, NO_ANSWER, PATIENCE, RedisLink
 
@@ -27,7 +27,7 @@ KEPT_TO_VALIDATE = 3600.0
 LONGEST_KEPT = 86_400.0
 # All variants under a key are read by each lookup, within its 50 ms.
 LEAST_ROOM = 1 << 20
-BATCH = 500
+BATCH = 1000
 MOST_OWED = 10_000
 
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\*?[]^-"})
@@ -65,7 +65,8 @@ class RedisStore:
         self._owed: set[str] = set()
         self._owes_everything = False
         self._look_up, self._store = redis.register_script(LOOK_UP), redis.register_script(STORE)
-        self._forget, self._measure = redis.register_script(FORGET), redis.register_script(MEASURE)
+        self._forget, self._places = redis.register_script(FORGET), redis.register_script(PLACES)
+        self._measure = redis.register_script(MEASURE)
 
     @property
     def degraded(self) -> bool:
@@ -156,8 +157,9 @@ class RedisStore:
         with self._needed("so nobody knows what is in it. Try again shortly."):
             if self._link.away:
                 raise ConnectionError("Redis is away")
-            async for batch in self._batches():
-                measured |= {key: (place.project if place else "", entries, size) for key, place, entries, size in batch}
+            async for keys in self._batches():
+                rows = zip(keys, await self._patiently(self._measure(keys=keys)), strict=True)
+                measured |= {key: (_project(head), entries, size) for key, (head, entries, size) in rows}
         return _summed(measured.values())
 
     @contextmanager
@@ -175,22 +177,23 @@ class RedisStore:
         Every key that is there all the while is seen, so what was looked up before cannot be stored afterwards.
         """
         forgotten = 0
-        async for batch in self._batches():
+        async for keys in self._batches():
+            rows = zip(keys, await self._patiently(self._places(keys=keys)), strict=True)
             # What another version wrote may be what was named: a cache can always do without.
-            if meant := [key for key, place, _, _ in batch if place is None or said.covers(place)]:
+            if meant := [key for key, head in rows if (place := _place(head)) is None or said.covers(place)]:
                 forgotten += await self._forget_now(meant)
         return forgotten
 
     async def _forget_now(self, keys: Sequence[bytes | str]) -> int:
         return int(await self._patiently(self._forget(keys=keys)))
 
-    async def _batches(self) -> AsyncIterator[list[tuple[bytes, Place | None, int, int]]]:
-        """All keys of ours, some maybe twice, each with its place, its number of entries, its bytes."""
+    async def _batches(self) -> AsyncIterator[list[bytes]]:
+        """All keys of ours, some maybe twice."""
         pattern, cursor = f"{self._prefix.translate(_GLOB)}*", 0
         while True:
             cursor, keys = await self._patiently(self._redis.scan(cursor, match=pattern, count=BATCH))
-            rows = await self._patiently(self._measure(keys=keys)) if keys else []
-            yield [(key, _place(head), entries, size) for key, (head, entries, size) in zip(keys, rows, strict=True)]
+            if keys:
+                yield keys
             if not cursor:
                 return
 
@@ -235,6 +238,11 @@ def _place(head: bytes) -> Place | None:
     except (ValueError, TypeError):
         return None
     return Place(str(project), str(method), str(path))
+
+
+def _project(head: bytes) -> str:
+    place = _place(head)
+    return place.project if place else ""
 
 
 def _summed(measured: Iterable[tuple[str, int, int]]) -> Stats:

@@ -70,6 +70,16 @@ end
 return forgotten
 """
 
+# KEYS: any. Answers: for each its place.
+PLACES = """
+local places = {}
+for at, key in ipairs(KEYS) do
+  local place = redis.pcall('HGET', key, 'place')
+  places[at] = type(place) == 'string' and place or ''
+end
+return places
+"""
+
 # KEYS: any. Answers: for each its place, how many entries are under it, how many bytes it counts for.
 MEASURE = """
 local rows = {}

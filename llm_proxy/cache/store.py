@@ -52,6 +52,8 @@ class Store(Protocol):
     ) -> int:
         """Forget what is under a key, or the entries for which all else that is said holds; how many they were.
 
+        Nothing that was looked up before it is stored after it; what is looked up while it runs may be.
+
         Args:
             method: HEAD means GET.
             prefix: of the path, any string.

@@ -72,6 +72,15 @@ async def test_what_is_larger_than_the_store_leaves_the_rest_alone() -> None:
     assert await entries_of(store, "a")
 
 
+async def test_a_purge_is_about_running_calls_whose_entry_was_given_up_meanwhile() -> None:
+    store = MemoryStore(max_bytes=size_of("a", "", entry(b"")), max_object_bytes=1000)
+    await put(store, "a", "", entry(b""))
+    found = await store.get("a", Place("p", "GET", "/"))
+    await put(store, "b", "", entry(b""))
+    assert await store.purge(project="p") == 1
+    assert await store.put("a", "", entry(b""), found.generation) is False
+
+
 operations = st.lists(
     st.tuples(
         st.sampled_from(["put", "put", "put", "get", "delete", "purge"]),
