@@ -66,13 +66,12 @@ def _claim(folder: pathlib.Path) -> Claim | None:
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
-    try:
+    # Its process lives and holds the lock, or has just removed the folder: either way it is not ours to take.
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last owner may have removed it after we opened it; another process would lock another file then.
         if os.fstat(fd).st_ino == path.stat().st_ino:
             return Claim(folder, fd)
-    except (BlockingIOError, FileNotFoundError):
-        pass
     os.close(fd)
     return None
 
