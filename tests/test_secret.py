@@ -29,11 +29,12 @@ def test_empty_secret_is_false(value: str, true: bool) -> None:
 
 
 @hypothesis.given(
-    strategies.text(max_size=30), strategies.text("abcXYZ019-_.:/@ é", min_size=8, max_size=40), strategies.text(max_size=30)
+    strategies.text(max_size=30), strategies.text("abcXYZ019-_.:/@ é", min_size=7, max_size=40), strategies.text(max_size=30)
 )
 def test_live_secret_is_found_wherever_it_stands(before: str, value: str, after: str) -> None:
-    secret = Secret(value)
-    assert secret.reveal() not in redact(before + value + after)
+    # It stays known for a while, and eight equal letters, say, would be taken from the texts of other tests too.
+    secret = Secret(f"§{value}")
+    assert secret.reveal() not in redact(before + secret.reveal() + after)
 
 
 @pytest.mark.parametrize("offset", range(12))
