@@ -196,6 +196,13 @@ async def test_logs_of_dead_instances_are_delivered_and_removed_those_of_the_liv
         assert [event["request_id"] for event in logged(root)] == ["of-the-living"]
 
 
+async def test_without_sinks_what_dead_instances_left_is_kept_within_the_cap(tmp_path: pathlib.Path) -> None:
+    gone = [left_behind(tmp_path / "events", *samples(*range(20)), name=name) for name in ("first", "second")]
+    async with open_house(settings_for(tmp_path, EVENT_BACKLOG_BYTES="12KB")):
+        await until(lambda: not gone[0].exists())
+        assert [event["request_id"] for event in logged(tmp_path / "events")] == [f"request-{n}" for n in range(20)]
+
+
 class FullDisk(Disk):
     """The real disk, full at times."""
 
