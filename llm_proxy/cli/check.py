@@ -31,7 +31,7 @@ PROVIDER_SECONDS = 15.0
 @options.env_file
 @click.option("--offline", is_flag=True, help="Do not call the providers.")
 def command(offline: bool) -> None:
-    """Check settings, profiles, events, database and providers, without serving. Nothing is changed; exit 1 when something is wrong.
+    """Check settings, profiles, events, database and providers without serving. Nothing is changed; exit 1 when one is wrong.
 
     \b
     Examples:
