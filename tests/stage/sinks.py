@@ -42,15 +42,16 @@ class FakeService:
         """One call."""
         if request.headers.get("Authorization") != f"Bearer {KEY}":
             return web.json_response({"error": "unauthorized"}, status=401)
-        assert request.transport and request.content_type == "application/json"
-        self.connections.add(request.transport.get_extra_info("peername")[1])
+        transport = request.transport
+        assert transport and request.content_type == "application/json"
+        self.connections.add(transport.get_extra_info("peername")[1])
         document = await request.json()
         self.bodies.append(document)
         fault = self.fault(request, document)
         if fault == "hang":
             await self.closing.wait()
         if fault in ("reset", "hang"):
-            request.transport.abort()
+            transport.abort()
             return web.Response()
         return fault if isinstance(fault, web.Response) else self.take(document)
 
