@@ -208,25 +208,26 @@ async def test_without_sinks_what_dead_instances_left_is_kept_within_the_cap(tmp
         assert [event["request_id"] for event in logged(tmp_path / "events")] == [f"request-{n}" for n in range(20)]
 
 
-class FullDisk(Disk):
-    """The real disk, full at times."""
+class RefusingDisk(Disk):
+    """The real disk, full or read-only at times."""
 
-    full = False
+    refusal = 0
 
     def write(self, fd: int, data: bytes) -> int:  # type: ignore[override]
-        if FullDisk.full:
-            raise OSError(errno.ENOSPC, "no space left")
+        if RefusingDisk.refusal:
+            raise OSError(RefusingDisk.refusal, os.strerror(RefusingDisk.refusal))
         return os.write(fd, data)
 
 
-async def test_a_full_disk_costs_the_events_meanwhile_counted_and_nothing_else(
-    tmp_path: pathlib.Path, fake: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refusal", [errno.ENOSPC, errno.EROFS], ids=["full", "read-only"])
+async def test_a_disk_that_refuses_costs_the_events_meanwhile_counted_and_nothing_else(
+    tmp_path: pathlib.Path, fake: str, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch, refusal: int
 ) -> None:
-    monkeypatch.setattr("llm_proxy.events.spool.Disk", FullDisk)
+    monkeypatch.setattr("llm_proxy.events.spool.Disk", RefusingDisk)
     async with open_house(settings_for(tmp_path)) as house, managing(house) as site:
         token = await house.token_for(fake)
         await calls(client, house, token, 3)
-        monkeypatch.setattr(FullDisk, "full", True)
+        monkeypatch.setattr(RefusingDisk, "refusal", refusal)
         await calls(client, house, token, 5)
         assert (await site.ask("GET", "/ready", token=None)).status == 200
         assert (await site.done("GET", "/health/detailed"))["events"] == {
@@ -236,7 +237,7 @@ async def test_a_full_disk_costs_the_events_meanwhile_counted_and_nothing_else(
             "backlog": 0,
         }
         assert sample(house, "lost_total", "spool") == 5
-        monkeypatch.setattr(FullDisk, "full", False)
+        monkeypatch.setattr(RefusingDisk, "refusal", 0)
         await calls(client, house, token, 2)
         found = (await site.done("GET", "/health/detailed"))["events"]
         assert (found["writing"], found["lost"]) == (True, 5)
