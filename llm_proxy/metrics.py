@@ -1,5 +1,7 @@
 """The Prometheus registry."""
 
+from typing import Any, TypeVar
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -13,6 +15,8 @@ from prometheus_client import (
 
 # From half a millisecond, what we add to a call, to two minutes, what a long completion takes.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+Family = TypeVar("Family", Counter, Histogram)
 
 
 class Metrics:
@@ -68,6 +72,15 @@ class Metrics:
         )
         self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
         self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
+
+        self._series: dict[tuple[object, ...], Any] = {}
+
+    def of(self, family: Family, *labels: str) -> Family:
+        """The series with these labels, which must be few; remembered, since the library takes its time and every call pays."""
+        key = (family, *labels)
+        if (series := self._series.get(key)) is None:
+            series = self._series[key] = family.labels(*labels)
+        return series
 
     def cache_switched(self, to: str) -> None:
         """The store of the cache is away, or back."""
