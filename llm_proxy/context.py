@@ -32,6 +32,7 @@ from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
 from llm_proxy.tokens import get as get_token
 from llm_proxy.upstream import Upstream, open_upstream
+from llm_proxy.usage.counter import Counting
 from llm_proxy.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Context:
     operators: Operators
     bus: Bus
     metrics: Metrics
+    counting: Counting
     events: Pipeline
     running: RunningCalls
     upstream: Upstream
@@ -122,7 +124,8 @@ async def open_context(
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
-        tasks, bus, metrics = Tasks(), Bus(settings.observability_buffer_size), Metrics()
+        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        stack.callback(counting.close)
         bus.read_by(log_call)
         bus.read_by(lambda event: measure(metrics, event))
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics))
@@ -144,6 +147,7 @@ async def open_context(
             operators=Operators(settings.management_token),
             bus=bus,
             metrics=metrics,
+            counting=counting,
             events=events,
             running=RunningCalls(),
             upstream=upstream,

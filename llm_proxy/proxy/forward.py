@@ -10,6 +10,7 @@ from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.proxy import headers, urls
 from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.capture import kept_of
+from llm_proxy.proxy.counting import begin_counting, settle_usage
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
 from llm_proxy.upstream import Answer, Request
@@ -103,6 +104,7 @@ async def _relay(call: Call, route: Route, answer: Answer, idle: float) -> None:
     tee = call.tee = Tee(content_type, coding, kept_of(call.context.settings))
     length = headers.first(answer.headers, (b"content-length",))
     call.begin_reply(answer.status, answer.reason, _headers(call, route, answer, tee), int(length) if length else None)
+    begin_counting(call, tee)
     if tee.is_event_stream:
         await call.reply.flush_head()
     await _relay_body(call, answer, tee, idle)
@@ -131,6 +133,7 @@ def _until_first_byte(call: Call, tee: Tee, idle: float) -> float:
 
 async def _end(call: Call, last: bytes) -> None:
     call.reply.check_client()
+    await settle_usage(call)
     call.publish("completed", last=last)
     await call.reply.end(last)
 
