@@ -33,6 +33,7 @@ from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
 from llm_proxy.tokens import get as get_token
 from llm_proxy.upstream import Upstream, open_upstream
+from llm_proxy.usage.counter import Counting
 from llm_proxy.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Context:
     operators: Operators
     bus: Bus
     metrics: Metrics
+    counting: Counting
     events: Pipeline
     running: RunningCalls
     upstream: Upstream
@@ -124,7 +126,8 @@ async def open_context(
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
-        tasks, bus, metrics = Tasks(), Bus(settings.observability_buffer_size), Metrics()
+        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
         bus.read_by(log_call)
         bus.read_by(lambda event: measure(metrics, event))
@@ -148,6 +151,7 @@ async def open_context(
             operators=Operators(settings.management_token),
             bus=bus,
             metrics=metrics,
+            counting=counting,
             events=events,
             running=RunningCalls(),
             upstream=upstream,

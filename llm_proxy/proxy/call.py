@@ -22,6 +22,8 @@ from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
 from llm_proxy.secret import redact
 from llm_proxy.tokens import Token
+from llm_proxy.usage import Usage
+from llm_proxy.usage.counter import Counter
 
 _MOST_KEPT = 400
 
@@ -71,11 +73,13 @@ class Call:
         self.token: Token
         self.body = Body()
         self.wants_stream = False
+        self.wants_usage = False
         self.reached_provider = False
         self.published = False
         self.sent_ns = 0
         self.sent_at = 0.0
         self.tee: Tee | None = None
+        self.counter: Counter | None = None
         self.end_error: ApiError | None = None
         self.deadline: asyncio.Timeout | None = None
         self.timings: list[tuple[str, float]] = []
@@ -171,11 +175,20 @@ class Call:
         event.duration = time.perf_counter() - self._began
         event.overhead = max(0.0, event.duration - self._waited)
         if self.tee:
-            event.usage, event.model_used, event.stream = self.tee.usage(), shown(self.tee.model), self.tee.is_event_stream
+            event.usage, event.model_used, event.stream = self._usage(self.tee), shown(self.tee.model), self.tee.is_event_stream
         event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes + len(last)
         if captures(self.context.settings):
             self._capture()
         self.context.bus.publish(event)
+
+    def _usage(self, tee: Tee) -> Usage:
+        """What the provider stated goes before what was counted."""
+        stated, counter = tee.usage(), self.counter
+        if counter is None:
+            return stated
+        usage = stated if stated.source != "none" else counter.usage()
+        counter.drop()
+        return usage
 
     def _capture(self) -> None:
         settings, event = self.context.settings, self.event

@@ -17,6 +17,7 @@ from llm_proxy.providers import policy
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
+from llm_proxy.proxy.counting import asks_for_usage
 from llm_proxy.proxy.credentials import presented_token
 from llm_proxy.proxy.forward import forward
 from llm_proxy.proxy.refresh import refresh
@@ -132,6 +133,7 @@ async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
         call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted)
     parameters = read_parameters(call, strict=restricted)
     call.wants_stream = (parameters or {}).get("stream") is True
+    call.wants_usage = asks_for_usage(parameters or {})
     model = policy.model_of(call.target.path, parameters)
     call.event.model = shown(model)
     policy.check_model(allowed, model, required=policy.needs_model(request.method, call.target.path))

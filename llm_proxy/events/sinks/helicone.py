@@ -2,7 +2,7 @@
 
 import functools
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -84,13 +84,15 @@ def _request(event: Document) -> dict[str, Any]:
 
 def _reply(event: Document) -> dict[str, Any]:
     """The reply; where none was captured, what is known of it, so that tokens and costs still show."""
-    reply = reply_of(event)
+    reply, usage = reply_of(event), event.get("usage") or {}
     if isinstance(reply, dict):
-        return reply
-    usage = event.get("usage") or {}
+        # What the provider stated is in it already; what was counted is not.
+        return {**reply, **_figures(usage)} if usage.get("source") == "counted" else reply
     told: dict[str, Any] = {"model": event.get("model_used") or event.get("model")}
     if reply is not None:
         told["body"] = reply
-    if usage.get("source", "none") != "none":
-        told["usage"] = {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    return told
+    return {**told, **(_figures(usage) if usage.get("source", "none") != "none" else {})}
+
+
+def _figures(usage: Mapping[str, Any]) -> dict[str, Any]:
+    return {"usage": {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}}

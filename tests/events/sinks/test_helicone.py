@@ -82,6 +82,12 @@ def test_without_bodies_the_tokens_still_show() -> None:
     assert told["timing"]["timeToFirstToken"] == 250
 
 
+def test_what_was_counted_is_put_into_a_reply_that_lacks_it() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+    told = document_of(sample(1, reply_body='{"choices": [], "usage": null}', usage={**usage, "source": "counted"}))
+    assert told["providerResponse"]["json"] == {"choices": [], "usage": usage}
+
+
 @pytest.mark.parametrize(
     ("status", "kinds", "calls"),
     [
