@@ -46,7 +46,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("TokenCreate", {"project_id": UNKNOWN, "duration_minutes": 525_601}),
     ("TokenCreate", {"project_id": UNKNOWN, "duration_minutes": 1, "expires_at": None}),
     ("TokenUpdate", {"allowed_models": None}),
-    ("TokenUpdate", {"rate_limit": 5}),
+    ("TokenUpdate", {"rate_limit": -1}),
+    ("ProjectCreate", {"name": "demo", "max_parallel": 0.5}),
 ]
 
 
