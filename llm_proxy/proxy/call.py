@@ -83,6 +83,7 @@ class Call:
         self.deadline: asyncio.Timeout | None = None
         self.timings: list[tuple[str, float]] = []
         self._took_request = False
+        self._asked_limits = False
         self._took_limits: Decision | None = None
         self._standing: Standing | None = None
         self._began = time.perf_counter()
@@ -113,6 +114,7 @@ class Call:
         Raises:
             ApiError: `rate_limit_exceeded`, `rate_limits_unavailable`.
         """
+        self._asked_limits = True
         if limits := self.context.limits.of(self.token):
             self._took_limits = decision = await self.context.limiter.take(limits)
             self._standing = decision.standing
@@ -133,7 +135,7 @@ class Call:
 
     async def look_at_limits(self) -> None:
         """Know how far the rates are used up, for an answer to a limited token that was refused before they were asked."""
-        if self.recognised and self._took_limits is None:
+        if self.recognised and not self._asked_limits:
             self._standing = await self.context.limiter.look(self.context.limits.of(self.token))
 
     def begin_reply(self, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:

@@ -80,6 +80,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 async def test_a_new_token_is_answered_with_its_secret_this_once(each_api: Management) -> None:
     project = await each_api.project("demo")
     given = {"name": "workshop", "max_requests": 3, "allowed_models": MODELS, "metadata": {"room": 4, "paid": True, "x": None}}
+    given |= {"rate_limit": 5, "rate_limit_per_minute": 0, "max_parallel": None}
     reply = await each_api.ask("POST", "/manage/tokens", {"project_id": project, **given})
     assert reply.status == 201
     assert reply.headers["Cache-Control"] == "no-store"
