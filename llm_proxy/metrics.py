@@ -71,6 +71,15 @@ class Metrics:
             "llm_proxy_cache_switches", "How often the store of the cache went away or came back.", ("to",), registry=registry
         )
         self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
+        self.limiter_switches = Counter(
+            "llm_proxy_limiter_switches",
+            "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",
+            ("to",),
+            registry=registry,
+        )
+        self.limiter_degraded = Gauge(
+            "llm_proxy_limiter_degraded", "1 while Redis is away and rate limits are not counted there.", registry=registry
+        )
         self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
 
         self._series: dict[tuple[object, ...], Any] = {}

@@ -16,7 +16,7 @@ FLOORS = (
     {"errors"},
     {"secret", "clock", "ids"},
     {"settings"},
-    {"db", "vault", "metrics", "logs", "systemd", "dialects", "grammar", "peers", "tasks", "redis_client"},
+    {"db", "vault", "metrics", "logs", "systemd", "dialects", "grammar", "peers", "tasks", "redis_client", "failures"},
     {"changes", "redis_link"},
     {"projects", "tokens", "audit", "usage", "running", "operators"},
     {"limits", "cache", "events", "providers"},

@@ -28,7 +28,7 @@ from llm_proxy.tokens import Token
 log = logging.getLogger(__name__)
 
 # Refusals of a credential: these are audited.
-CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive"})
+CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive", "too_many_failures"})
 
 
 async def handle(context: Context, request: web.BaseRequest) -> Reply:
@@ -43,9 +43,10 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
             return await answer_preflight(call)
         call.recognise(await authenticate(call))
         routes = await admit_head(call)
+        await take_limits(call)
         answer_expectation(call)
         routes = await admit_body(call, routes)
-        await take_limits(call)
+        await take_request(call)
         return await respond(call, routes)
     except ApiError as error:
         return await tell(call, error)
@@ -93,9 +94,22 @@ async def answer_preflight(call: Call) -> Reply:
 
 
 async def authenticate(call: Call) -> Token:
-    """The token of the call, mostly without the database."""
+    """The token of the call, mostly without the database; not even looked up where too many were unknown before."""
+    context, address = call.context, call.peer.address
     with call.timed("auth"):
-        return await call.context.tokens.authenticate(presented_token(call.request.raw_headers))
+        refusal = context.strangers.refusal(address)
+        try:
+            presented = presented_token(call.request.raw_headers)
+            if refusal and not context.tokens.has_served(presented):
+                raise refusal
+            return await context.tokens.authenticate(presented)
+        except ApiError as error:
+            if error.code != "invalid_token":
+                raise
+            if refusal:
+                raise refusal from error
+            context.strangers.count(address)
+            raise
 
 
 async def admit_head(call: Call) -> list[Route]:
@@ -153,7 +167,13 @@ def read_parameters(call: Call, *, strict: bool) -> dict[str, object] | None:
 
 
 async def take_limits(call: Call) -> None:
-    """Take from what the token may use, all or nothing."""
+    """Take from rates and slots at once, before the body is waited for: a call that reads its body runs already."""
+    with call.timed("limit"):
+        await call.take_limits()
+
+
+async def take_request(call: Call) -> None:
+    """Take from the quota; refused, the rates and slots go back too, as they do for all that was refused before."""
     with call.timed("limit"):
         await call.take_request()
 
@@ -201,6 +221,8 @@ async def refuse(call: Call, error: ApiError) -> Reply:
     """Answer with an error, in the dialect of the path."""
     if error.code in CREDENTIAL_CODES:
         audit_refusal(call, error)
+    call.give_back_limits()
+    await call.look_at_limits()
     if "Expect" in call.request.headers and not call.reply.asked_for_body:
         # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
         call.reply.keep_alive = False
