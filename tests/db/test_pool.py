@@ -37,6 +37,11 @@ async def listener(*, once: bool = False) -> AsyncIterator[int]:
                 await writer.wait_closed()
 
 
+def stand_still() -> None:
+    """Keep the loop from its next turn until every answer has come."""
+    time.sleep(0.002)
+
+
 async def answer(raw: Any) -> int:
     """What a connection says to a simple question."""
     async with raw.cursor() as cursor:
@@ -117,8 +122,7 @@ async def test_connecting_that_is_cancelled_ends_as_cancelled(postgres: Postgres
     for turns in itertools.count():
         task = asyncio.create_task(connect(uri, 2.0))
         for _ in range(turns):
-            # The loop stands still long enough for every answer to come before its next turn.
-            time.sleep(0.002)
+            stand_still()
             await asyncio.sleep(0)
         if not task.cancel():
             break
