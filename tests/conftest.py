@@ -7,13 +7,11 @@ import pathlib
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
 
-import psycopg2
 import pytest
 import uvloop
 from stage import secrets
-from stage.house import House, migrated, open_house, settings_for
+from stage.house import House, migrated, migrated_database, open_house, settings_for
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
 from stage.redis import RedisServer, running_redis
@@ -82,13 +80,15 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres_url(postgres: Postgres) -> str:
+def empty_postgres_url(postgres: Postgres) -> str:
     """The URL of an empty database."""
-    name = f"t{uuid.uuid4().hex}"
-    with closing(psycopg2.connect(postgres.uri)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f"CREATE DATABASE {name}")
-    return postgres.uri.replace("/postgres", f"/{name}")
+    return postgres.create(f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The URL of a migrated database."""
+    return migrated_database(postgres)
 
 
 @pytest.fixture(scope="session")
