@@ -230,6 +230,23 @@ async def test_a_statement_cancelled_by_an_administrator_is_an_outage_and_no_can
     await database.ping()
 
 
+async def test_a_statement_cancelled_as_its_connection_breaks_ends_as_cancelled(
+    server: Postgres, database: PostgresDatabase
+) -> None:
+    for turns in range(5):
+        verb = asyncio.create_task(database.fetch_one("SELECT pg_sleep(30)"))
+        await waiting_in(server, "SELECT pg_sleep")
+        # The loop stands still until the end of the connection has come.
+        ask(server, f"SELECT pg_terminate_backend(pid, 1000) {OTHERS}")
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if not verb.cancel():
+            break
+        await asyncio.wait([verb])
+        assert verb.cancelled(), turns
+    assert turns > 0
+
+
 async def test_a_transaction_whose_connection_is_cut_is_an_outage(server: Postgres, database: PostgresDatabase) -> None:
     with pytest.raises(DatabaseUnavailable):
         async with database.transaction() as tx:

@@ -11,11 +11,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from typing import IO
 
 import hypothesis
-import psycopg2
 import pytest
 import uvloop
 from hypothesis import strategies as st
@@ -45,10 +44,7 @@ on_one = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 @pytest.fixture(scope="module")
 def postgres_url(postgres: Postgres) -> str:
     """The URL of one database for all these tests."""
-    with closing(psycopg2.connect(postgres.uri)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute("CREATE DATABASE quotas")
-    return postgres.uri.replace("/postgres", "/quotas")
+    return postgres.create("quotas")
 
 
 @pytest.fixture

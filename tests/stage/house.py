@@ -17,6 +17,7 @@ from llm_proxy.db import migrate
 from llm_proxy.events import Event
 from llm_proxy.server import Sites, open_sites
 from llm_proxy.settings import Settings
+from stage.postgres import Postgres
 from stage.secrets import used
 
 PROVIDER_KEY = "sk-provider-" + secrets.token_hex(16)
@@ -88,6 +89,18 @@ def migrated(settings: Settings) -> Settings:
         path.write_bytes(_migrated())
         path.chmod(0o600)
     return settings
+
+
+@functools.cache
+def _migrated_in(postgres: Postgres) -> str:
+    """The name of a migrated, empty database that nobody uses."""
+    migrate.up(settings_for(Path(), DATABASE_URL=postgres.create("house_template")))
+    return "house_template"
+
+
+def migrated_database(postgres: Postgres) -> str:
+    """The URL of a new database, migrated."""
+    return postgres.create(f"t{secrets.token_hex(16)}", template=_migrated_in(postgres))
 
 
 @asynccontextmanager
