@@ -49,11 +49,13 @@ class Turn:
     def _read(self) -> Lookup:
         request = self._call.request
         lookup = rules.read_request(request.method, request.raw_headers, post_listed=self._post_listed)
-        streamed = lookup.method == "POST" and self._call.body.rest is not None
-        if not self._cache.enabled or (streamed and not lookup.bypass):
-            return dataclasses.replace(lookup, bypass="bypass")
         if lookup.bypass:
             return lookup
+        body = self._call.body
+        # A GET may have a body, which is no part of its key, though it may be of what its provider makes of it.
+        unkeyed = body.rest is not None or (body.held and lookup.method != "POST")
+        if unkeyed or not self._cache.enabled:
+            return dataclasses.replace(lookup, bypass="bypass")
         return dataclasses.replace(lookup, headers=fields.without(lookup.headers, _NEVER_SELECTING))
 
     def _key(self) -> str:
