@@ -224,7 +224,9 @@ async def _start(context: Context) -> None:
         context.changes.listen(listener)
     await context.changes.start()
     context.tasks.start("changes", context.changes.follow())
-    if context.redis:
+    # A cache may be evicted, what is counted or yet to be delivered may not.
+    keeps = context.settings.distributed_rate_limit_enabled or context.settings.llm_proxy_event_bus == "redis-streams"
+    if context.redis and keeps:
         context.tasks.start("check of what Redis evicts", _warn_of_eviction(context.redis))
     context.tasks.start("quota", context.quota.flush())
     context.tasks.start("audit", context.audit.write())
