@@ -137,11 +137,11 @@ async def test_on_a_terminal_it_prompts_and_ctrl_c_ends_it(house: House, fake: s
             os.write(ours, b"Hello\n")
             await until("You said: Hello\r\n> ")
             while process.poll() is None:
-                # A key that comes while the terminal changes its mode is lost; a person would press it again, yet not so soon
-                # that it hits an interpreter which is ending already.
+                # A key that comes while the terminal changes its mode is lost; a person would press it again, yet not at once:
+                # one that comes while Python ends kills it.
                 os.write(ours, b"\x03")
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    await asyncio.to_thread(process.wait, 4)
+                    await asyncio.to_thread(process.wait, 5)
             assert process.returncode == 0
 
 
