@@ -125,7 +125,7 @@ async def open_context(
         tasks, bus, metrics = Tasks(), Bus(settings.observability_buffer_size), Metrics()
         bus.read_by(log_call)
         bus.read_by(lambda event: measure(metrics, event))
-        events = await stack.enter_async_context(open_pipeline(settings, bus, metrics))
+        events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         context = Context(
             settings=settings,
             database=database,

@@ -25,7 +25,7 @@ FLOORS = (
     {"middleware", "guard", "acts"},
     {"health", "connection"},
     {"proxy", "manage", "admin", "wire"},
-    {"server", "fake_provider"},
+    {"server", "dispatcher", "fake_provider"},
     {"cli"},
     {"__main__"},
 )
