@@ -1,8 +1,10 @@
 """The process that delivers the events of all instances from Redis to one sink."""
 
 import asyncio
+import errno
 import hmac
 import logging
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -103,9 +105,8 @@ async def metrics(request: web.Request) -> web.Response:
     wanted = post.settings.metrics_token.reveal().encode()
     scheme, _, presented = request.headers.get("Authorization", "").partition(" ")
     if wanted and not (scheme.lower() == "bearer" and hmac.compare_digest(presented.strip().encode(), wanted)):
-        raise web.HTTPUnauthorized(
-            text="Send METRICS_TOKEN as `Authorization: Bearer`.\n", headers={"WWW-Authenticate": "Bearer"}
-        )
+        text = "Send METRICS_TOKEN as `Authorization: Bearer`.\n"
+        raise web.HTTPUnauthorized(text=text, headers={"WWW-Authenticate": "Bearer"})
     headers = {"Content-Type": "text/plain; version=0.0.4; charset=utf-8", "Cache-Control": "no-store"}
     return web.Response(body=post.metrics.text(), headers=headers)
 
@@ -115,7 +116,7 @@ async def open_site(post: Post, addr: str) -> AsyncIterator[str]:
     """Serve health and metrics while the block runs; gives the site's URL.
 
     Raises:
-        OSError: the address cannot be listened on.
+        StartError: the address cannot be listened on.
     """
     app = web.Application()
     app[POST] = post
@@ -126,12 +127,21 @@ async def open_site(post: Post, addr: str) -> AsyncIterator[str]:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        host, _, port = addr.rpartition(":")
-        await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+        await _listen(runner, addr)
         bound = runner.addresses[0]
         yield f"http://[{bound[0]}]:{bound[1]}" if ":" in bound[0] else f"http://{bound[0]}:{bound[1]}"
     finally:
         await runner.cleanup()
+
+
+async def _listen(runner: web.AppRunner, addr: str) -> None:
+    host, _, port = addr.rpartition(":")
+    try:
+        await web.TCPSite(runner, host.strip("[]") or None, int(port)).start()
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
+        hint = " Is another dispatcher running? Each needs an --addr of its own." if error.errno == errno.EADDRINUSE else ""
+        raise StartError(f"--addr {addr}: cannot listen there: {reason}.{hint}") from error
 
 
 @contextmanager
@@ -147,10 +157,10 @@ def _signals(handlers: dict[signal.Signals, Callable[[], object]]) -> Iterator[N
 
 
 async def serve(settings: Settings, service: str, addr: str) -> None:
-    """Deliver to a sink until SIGTERM or SIGINT; a second one ends the process at once, which loses nothing.
+    """Deliver to a sink until SIGTERM or SIGINT.
 
     Raises:
-        OSError: the address cannot be listened on.
+        StartError: the address cannot be listened on.
     """
     stop, handler = asyncio.Event(), logs.configure(settings)
     try:

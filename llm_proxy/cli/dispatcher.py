@@ -6,8 +6,7 @@ import click
 import uvloop
 
 from llm_proxy.cli import options
-from llm_proxy.cli.api import reason_of
-from llm_proxy.errors import SettingsError, StartError
+from llm_proxy.errors import SettingsError
 from llm_proxy.settings import SINKS, Settings, check_sinks
 
 
@@ -43,10 +42,7 @@ def command(service: str, addr: str, remove: bool, yes: bool) -> None:
     check_sinks(settings, (service,))
     from llm_proxy.dispatcher import serve
 
-    try:
-        return uvloop.run(serve(settings, service, addr))
-    except OSError as error:
-        raise StartError(f"--addr {addr}: cannot listen there: {reason_of(error)}.") from error
+    return uvloop.run(serve(settings, service, addr))
 
 
 async def _remove(settings: Settings, service: str, yes: bool) -> None:

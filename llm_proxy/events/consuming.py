@@ -85,6 +85,9 @@ class StreamSource:
     async def _guarded(self, work: Any) -> None:
         try:
             await work
+        except NoGroup:
+            # The next reading makes it.
+            return
         except StreamUnavailable as error:
             if not self.away:
                 self.away = True

@@ -30,7 +30,7 @@ class StreamUnavailable(OSError):
 
 
 class NoGroup(StreamUnavailable):
-    """The group is not there, or not any more."""
+    """The group is not there, or the whole stream, or not any more."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class EventStream:
         try:
             return await self._tasks.within(PATIENCE, "a command to the stream of events", command)
         except ResponseError as error:
-            raise (NoGroup if str(error).startswith("NOGROUP") else StreamUnavailable)(str(error)) from error
+            gone = str(error).startswith("NOGROUP") or "no such key" in str(error)
+            raise (NoGroup if gone else StreamUnavailable)(str(error)) from error
         except (RedisError, OSError) as error:
             raise StreamUnavailable(str(error) or type(error).__name__) from error
 
@@ -184,9 +185,7 @@ class EventStream:
         """What Redis says of the groups; none where there is no stream."""
         try:
             found: list[dict[str, Any]] = await self.do(self._redis.xinfo_groups(self.key))
-        except StreamUnavailable as error:
-            if "no such key" not in str(error):
-                raise
+        except NoGroup:
             return []
         return found
 
