@@ -20,6 +20,7 @@ from llm_proxy.events.pipeline import Pipeline, open_pipeline
 from llm_proxy.events.recorders import log_call, measure
 from llm_proxy.limits.quota import Quota
 from llm_proxy.metrics import Metrics
+from llm_proxy.news import open_news
 from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
@@ -155,6 +156,9 @@ async def open_context(
         stack.push_async_callback(_settle, context)
         stack.push_async_callback(tasks.close)
         await _start(context)
+        if redis:
+            news = await stack.enter_async_context(open_news(settings, context.changes.catch_up))
+            context.changes.tell_by(news.tell)
         yield context
 
 

@@ -177,20 +177,3 @@ async def serve(settings: Settings, service: str, addr: str) -> None:
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-
-
-@asynccontextmanager
-async def open_stream(settings: Settings) -> AsyncIterator[EventStream]:
-    """The stream that the settings name, for a question or two.
-
-    Raises:
-        StartError: Redis does not answer.
-    """
-    async with open_redis(settings.redis_url, 1) as client:
-        stream = EventStream.of(client, settings)
-        try:
-            yield stream
-        except StreamUnavailable as error:
-            raise StartError(f"REDIS_URL: Redis does not answer: {error}") from error
-        finally:
-            await stream.close()

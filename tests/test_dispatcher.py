@@ -71,13 +71,13 @@ async def test_the_events_of_two_instances_arrive_at_the_sink_of_one_dispatcher(
         await asyncio.gather(called(one, fake, 30), called(other, fake, 30))
         made = {event.id for house in (one, other) for event in house.events}
         await until(lambda: len(delivered(tmp_path / "events.jsonl")) == 60, 10)
-        assert delivered(tmp_path / "events.jsonl") == Counter(made)
+        assert set(delivered(tmp_path / "events.jsonl")) == made
         assert orjson.loads((await process.get("/health"))[1])["service"] == "file"
         assert await process.get("/ready") == (200, '{"status": "ready", "missing": []}')
         assert 'llm_proxy_events_delivered_total{sink="file"} 60.0' in (await process.get("/metrics"))[1]
         shipped = one.context.metrics.registry.get_sample_value("llm_proxy_events_delivered_total", {"sink": "redis"})
         assert shipped == 30 == len(one.events)
-        await until(lambda: all(house.context.events._own.spool.drained for house in (one, other)))  # type: ignore[union-attr]
+        await until(lambda: all(house.context.events._own.spool.drained for house in (one, other)), 10)  # type: ignore[union-attr]
         assert await process.stopped() == 0
 
 
@@ -116,29 +116,20 @@ async def test_redis_killed_frozen_and_emptied_costs_no_call_a_moment_and_no_eve
 async def test_a_dispatcher_killed_again_and_again_loses_nothing(redis_server: RedisServer, tmp_path: pathlib.Path) -> None:
     chance, published = random.Random(5), 0
     async with open_stream(redis_server) as stream, shipping(log := Log(tmp_path / "log", stream)):
-
-        async def publish() -> None:
-            nonlocal published
-            while True:
-                log.publish(*range(published, published + 20))
-                published += 20
-                await asyncio.sleep(0.02)
-
-        publishing = asyncio.ensure_future(publish())
         for _ in range(KILLS):
             async with dispatcher(tmp_path, "file", redis_server.uri, REDIS_STREAM_KEY=STREAM) as process:
-                await asyncio.sleep(chance.uniform(0.05, 0.4))
+                for _ in range(chance.randrange(5, 40)):
+                    log.publish(*range(published, published + 10))
+                    published += 10
+                    await asyncio.sleep(0.01)
                 process.send(signal.SIGKILL)
-        publishing.cancel()
         async with dispatcher(tmp_path, "file", redis_server.uri, REDIS_STREAM_KEY=STREAM) as process:
-            ids = {sample(number)["id"] for number in range(published)}
-            await until(lambda: set(delivered(tmp_path / "events.jsonl")) >= ids, 60)
+            await until(lambda: log.acknowledged == published, 60)
             assert await process.stopped() == 0
         found = delivered(tmp_path / "events.jsonl")
-        print(f"{KILLS} kills: {published} events, 0 lost, {found.total() - published} duplicates")
-        assert set(found) == ids
+        print(f"{KILLS} kills: {published} events, {published - len(found)} lost, {found.total() - len(found)} duplicates")
+        assert set(found) == {sample(number)["id"] for number in range(published)}
         assert await stream.letters("file") == []
-        await until(lambda: log.acknowledged == published)
 
 
 async def test_killed_between_delivery_and_acknowledgement_it_is_delivered_again_with_the_same_id(

@@ -17,7 +17,7 @@ FLOORS = (
     {"secret", "clock", "ids"},
     {"settings"},
     {"db", "vault", "metrics", "logs", "systemd", "dialects", "grammar", "peers", "tasks", "redis_client"},
-    {"changes"},
+    {"changes", "news"},
     {"projects", "tokens", "audit", "usage", "running", "operators"},
     {"limits", "cache", "events", "providers"},
     {"upstream"},

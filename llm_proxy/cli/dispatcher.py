@@ -46,7 +46,7 @@ def command(service: str, addr: str, remove: bool, yes: bool) -> None:
 
 
 async def _remove(settings: Settings, service: str, yes: bool) -> None:
-    from llm_proxy.dispatcher import open_stream
+    from llm_proxy.events.stream import open_stream
 
     async with open_stream(settings) as stream:
         name = stream.group_of(service)

@@ -1,7 +1,8 @@
 """The stream of events in Redis."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,9 @@ import orjson
 from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
+from llm_proxy.errors import StartError
 from llm_proxy.events.stream_scripts import ADD, FORGET, JOIN, TRIM
+from llm_proxy.redis_client import open_redis
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 
@@ -217,3 +220,20 @@ class EventStream:
     async def close(self) -> None:
         """End what is still asked of Redis."""
         await self._tasks.close()
+
+
+@asynccontextmanager
+async def open_stream(settings: Settings) -> AsyncIterator[EventStream]:
+    """The stream that the settings name, for a question or two.
+
+    Raises:
+        StartError: Redis does not answer.
+    """
+    async with open_redis(settings.redis_url, 1) as client:
+        stream = EventStream.of(client, settings)
+        try:
+            yield stream
+        except StreamUnavailable as error:
+            raise StartError(f"REDIS_URL: Redis does not answer: {error}") from error
+        finally:
+            await stream.close()

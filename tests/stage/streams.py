@@ -12,7 +12,7 @@ from llm_proxy.events.disk import Disk
 from llm_proxy.events.reading import StreamGap
 from llm_proxy.events.shipping import NAME, Shipper
 from llm_proxy.events.spool import Spool
-from llm_proxy.events.stream import EventStream
+from llm_proxy.events.stream import EVENT, EventStream
 from llm_proxy.redis_client import open_redis
 from llm_proxy.secret import Secret
 from llm_proxy.tasks import Tasks
@@ -32,6 +32,15 @@ async def open_stream(server: RedisServer) -> AsyncIterator[EventStream]:
             yield stream
         finally:
             await stream.close()
+
+
+async def filled(stream: EventStream, count: int, size: int = 10) -> str:
+    """So many events in the stream; its epoch."""
+    epoch, _ = await stream.add("", [])
+    for begin in range(0, count, 100):
+        records = [(EVENT, b"%06d" % number + bytes(size)) for number in range(begin, min(begin + 100, count))]
+        assert (await stream.add(epoch, records))[1]
+    return epoch
 
 
 class Log:
