@@ -87,15 +87,19 @@ class News:
         pubsub = self._redis.pubsub()
         try:
             await self._tasks.within(PATIENCE, "subscription to changes", pubsub.subscribe(self._channel))
+            asked = False
             while True:
                 heard = pubsub.get_message(timeout=SILENCE_SECONDS)
                 message = await self._tasks.within(SILENCE_SECONDS + PATIENCE, "listening to changes", heard)
-                if message and message["type"] in ("message", "subscribe"):
+                if message is None and asked:
+                    raise TimeoutError("it has fallen silent")
+                if message is None:
+                    await self._tasks.within(PATIENCE, "proof of a connection", pubsub.ping())
+                elif message["type"] in ("message", "subscribe"):
                     # A subscription may be one that redis-py made anew by itself, and some news may have been missed before it.
                     self._note(away=False)
                     await self._look_now()
-                elif not message:
-                    await self._tasks.within(PATIENCE, "proof of a connection", pubsub.ping())
+                asked = message is None
         except (RedisError, OSError):
             with suppress(RedisError, OSError):
                 await self._tasks.within(PATIENCE, "end of a subscription", pubsub.aclose())  # type: ignore[no-untyped-call]
