@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
-from redis.asyncio import Redis
 
 from llm_proxy import __version__, logs, systemd
 from llm_proxy.errors import StartError
@@ -24,7 +23,7 @@ from llm_proxy.events.sinks.contract import Sink
 from llm_proxy.events.statistics import DeliveryCollector, Report
 from llm_proxy.events.stream import EventStream, StreamUnavailable
 from llm_proxy.metrics import Metrics
-from llm_proxy.redis_client import eviction_warning, open_redis
+from llm_proxy.redis_client import open_redis
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 
@@ -62,7 +61,7 @@ async def open_post(settings: Settings, service: str) -> AsyncIterator[Post]:
         session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
         sink = SINKS[service](options_of(settings), session)
         stack.push_async_callback(sink.close)
-        await _greet(stream, client, service)
+        await _greet(stream, service)
         source, metrics, tasks = StreamSource(stream, service), Metrics(), Tasks()
         dispatcher = Dispatcher(service, sink, source, StreamLetters(stream), batch_size=settings.dispatcher_batch_size)
         metrics.registry.register(DeliveryCollector(lambda: Report(sinks={service: dispatcher.stats})))
@@ -76,11 +75,11 @@ async def open_post(settings: Settings, service: str) -> AsyncIterator[Post]:
         await running.stop(settings.shutdown_timeout)
 
 
-async def _greet(stream: EventStream, client: "Redis", service: str) -> None:
+async def _greet(stream: EventStream, service: str) -> None:
     """Make the group; Redis away, it is made as soon as Redis is there."""
     try:
         await stream.join(service)
-        if warning := await stream.do(eviction_warning(client)):
+        if warning := await stream.eviction_warning():
             log.warning("%s", warning)
     except StreamUnavailable as error:
         log.warning("Redis does not answer; events are delivered once it does: %s", error)

@@ -97,6 +97,9 @@ class Shipper:
     async def run(self) -> None:
         """Ship until told to stop, and then what is left, if Redis takes it at once."""
         await asyncio.to_thread(self._load)
+        with contextlib.suppress(OSError):
+            if warning := await self._stream.eviction_warning():
+                log.warning("%s", warning)
         while True:
             seconds = await self._step()
             if seconds and self._stopping.is_set():

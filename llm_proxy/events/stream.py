@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from llm_proxy.errors import StartError
 from llm_proxy.events.stream_scripts import ADD, FORGET, JOIN, TRIM
-from llm_proxy.redis_client import open_redis
+from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 
@@ -111,6 +111,11 @@ class EventStream:
             raise (NoGroup if gone else StreamUnavailable)(str(error)) from error
         except (RedisError, OSError) as error:
             raise StreamUnavailable(str(error) or type(error).__name__) from error
+
+    async def eviction_warning(self) -> str | None:
+        """What to tell the operator when Redis may throw the stream away."""
+        warning: str | None = await self.do(eviction_warning(self._redis))
+        return warning
 
     async def add(self, epoch: str, records: Sequence[tuple[bytes, bytes]]) -> tuple[str, Id | None]:
         """Add records, if this is the epoch of the stream; says which it is, with the id of the last."""

@@ -11,7 +11,7 @@ from stage.streams import KEY, Log, numbers_of, open_stream, shipping, taken
 
 from llm_proxy.events import shipping as product
 from llm_proxy.events.consuming import StreamSource
-from llm_proxy.events.stream import EVENT
+from llm_proxy.events.stream import EVENT, EventStream
 
 
 @pytest.fixture(autouse=True)
@@ -166,6 +166,38 @@ async def test_the_cap_of_the_stream_lets_go_of_the_log_too(redis_server: RedisS
             found = await taken(source)
         gone = sum(item.count for item in found if not hasattr(item, "payload"))
         assert gone >= let_go and gone + len(numbers_of(found)) == 1000
+
+
+async def test_a_redis_that_may_throw_the_stream_away_is_warned_of_and_nothing_is_lost(
+    mortal_redis: RedisServer, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert mortal_redis.say("CONFIG SET maxmemory-policy allkeys-lru") == "+OK"
+    async with open_stream(mortal_redis) as stream, shipping(log := Log(tmp_path / "a", stream)):
+        log.publish(*range(20))
+        await until(lambda: log.shipper.stats.delivered == 20)
+        assert "noeviction" in caplog.text
+        # What the policy may do at any time.
+        assert mortal_redis.say(f"DEL {KEY}") == ":1"
+        await until(lambda: length(mortal_redis) == 20)
+
+
+async def test_a_full_redis_is_as_one_that_is_away(mortal_redis: RedisServer, tmp_path: pathlib.Path) -> None:
+    async with open_stream(mortal_redis) as stream, shipping(log := Log(tmp_path / "a", stream)):
+        log.publish(*range(20))
+        await until(lambda: log.shipper.stats.delivered == 20)
+        assert mortal_redis.say("CONFIG SET maxmemory 100000") == "+OK"
+        log.publish(*range(20, 40))
+        await until(lambda: log.shipper.stats.failed)
+        assert log.shipper.stats.backlog.count == 20 and "maxmemory" in log.shipper.stats.last_error
+        assert mortal_redis.say("CONFIG SET maxmemory 0") == "+OK"
+        await until(lambda: length(mortal_redis) == 40)
+        assert sorted(numbers_of(await taken(await joined(stream)))) == list(range(40))
+
+
+async def joined(stream: EventStream) -> StreamSource:
+    """A source whose group is there."""
+    await stream.join("file")
+    return StreamSource(stream, "file")
 
 
 async def test_marks_are_thinned_out(redis_server: RedisServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
