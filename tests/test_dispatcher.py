@@ -78,7 +78,14 @@ async def test_the_events_of_two_instances_arrive_at_the_sink_of_one_dispatcher(
         shipped = one.context.metrics.registry.get_sample_value("llm_proxy_events_delivered_total", {"sink": "redis"})
         assert shipped == 30 == len(one.events)
         await until(lambda: all(house.context.events._own.spool.drained for house in (one, other)), 10)  # type: ignore[union-attr]
+        (tmp_path / "events.jsonl").rename(tmp_path / "rotated.jsonl")
+        process.send(signal.SIGHUP)
+        await called(one, fake, 1)
+        await until(lambda: len(delivered(tmp_path / "events.jsonl")) == 1, 10)
         assert await process.stopped() == 0
+        async with open_stream(redis_server) as stream:
+            [group] = (await stream.state()).groups
+        assert (group.consumers, group.pending, group.lag) == (0, 0, 0), "it gave back what it had, and left"
 
 
 async def test_redis_killed_frozen_and_emptied_costs_no_call_a_moment_and_no_event(

@@ -37,7 +37,8 @@ class Delivery:
         self._interval = INTERVAL if sync in ("always", "os") else parse_duration(sync)
         self.spool = Spool(claim.folder, (NAME,) if stream else tuple(sinks), sync=sync, backlog_bytes=cap)
         self._dispatchers: list[Courier] = (
-            [Shipper(self.spool, stream, cap=cap)]
+            # Less than the log's cap, so that the log does not let go of what is not acknowledged while it is in the stream.
+            [Shipper(self.spool, stream, cap=cap * 3 // 4)]
             if stream
             else [
                 Dispatcher(name, sink, SpoolSource(Reader(self.spool, name)), letters, batch_size=size)

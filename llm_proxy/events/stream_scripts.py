@@ -109,8 +109,12 @@ if bytes > cap and length > 1 then
 end
 
 local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-if oldest and (not floor or before(floor, oldest[1])) then floor = oldest[1] end
-if not floor then floor = '18446744073709551615-0' end
+-- A group that came late has read nothing, and yet nothing waits for it before the oldest entry, or where there is none.
+if not oldest then
+  floor = '18446744073709551615-0'
+elseif not floor or before(floor, oldest[1]) then
+  floor = oldest[1]
+end
 local more = size() > cap and redis.call('XLEN', stream) > 1
 return {epoch, floor, more and 1 or 0}
 """

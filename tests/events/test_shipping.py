@@ -11,7 +11,7 @@ from stage.streams import KEY, Log, numbers_of, open_stream, shipping, taken
 
 from llm_proxy.events import shipping as product
 from llm_proxy.events.consuming import StreamSource
-from llm_proxy.events.stream import EVENT, EventStream
+from llm_proxy.events.stream import EVENT
 
 
 @pytest.fixture(autouse=True)
@@ -191,13 +191,8 @@ async def test_a_full_redis_is_as_one_that_is_away(mortal_redis: RedisServer, tm
         assert log.shipper.stats.backlog.count == 20 and "maxmemory" in log.shipper.stats.last_error
         assert mortal_redis.say("CONFIG SET maxmemory 0") == "+OK"
         await until(lambda: length(mortal_redis) == 40)
-        assert sorted(numbers_of(await taken(await joined(stream)))) == list(range(40))
-
-
-async def joined(stream: EventStream) -> StreamSource:
-    """A source whose group is there."""
-    await stream.join("file")
-    return StreamSource(stream, "file")
+        await stream.join("file")
+        assert numbers_of(await taken(StreamSource(stream, "file"))) == list(range(40))
 
 
 async def test_marks_are_thinned_out(redis_server: RedisServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

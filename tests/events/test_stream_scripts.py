@@ -37,6 +37,24 @@ async def test_no_event_goes_before_every_group_has_acknowledged_it(redis_server
         assert redis_server.say(f"XLEN {KEY}") == ":2000", "only the group that is left counts"
 
 
+async def test_a_group_that_comes_late_holds_up_nothing_that_went_before(redis_server: RedisServer) -> None:
+    async with open_stream(redis_server) as stream:
+        await stream.join("file")
+        await filled(stream, 10)
+        ids = await read(stream, group := stream.group_of("file"), 10)
+        await stream.acknowledge(group, ids[:9])
+        await stream.trim(GIB)
+        await stream.join("lunary")
+        assert (await stream.trim(GIB))[1] == read_id(ids[9])
+        late = await read(stream, stream.group_of("lunary"), 10)
+        assert late == ids[9:]
+        for name in ("file", "lunary"):
+            await stream.acknowledge(stream.group_of(name), late)
+        await stream.trim(GIB)
+        await stream.join("helicone")
+        assert (await stream.trim(GIB))[1] > read_id(ids[9]), "nothing is left that anybody could wait for"
+
+
 async def test_what_the_cap_takes_is_counted_for_each_group_that_lacks_it(redis_server: RedisServer) -> None:
     async with open_stream(redis_server) as stream:
         await stream.join("file")
