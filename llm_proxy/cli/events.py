@@ -127,7 +127,7 @@ def replay(since: int, until: int | None, sink: str) -> None:
 @options.env_file
 @as_json
 def stats(json: bool) -> None:
-    """Show what each log holds, and what each sink lacks; with LLM_PROXY_EVENT_BUS=redis-streams the stream with its groups too.
+    """Show what each log holds, and what each sink lacks. With LLM_PROXY_EVENT_BUS=redis-streams the stream is shown too.
 
     \b
     Example:
@@ -168,7 +168,7 @@ async def _letters(settings: Settings) -> list[dict[str, Any]]:
 @options.env_file
 @as_json
 def dead_letters(json: bool) -> None:
-    """List what a sink refused or missed for good; with LLM_PROXY_EVENT_BUS=redis-streams what dispatchers set aside too.
+    """List what a sink refused or missed for good. With LLM_PROXY_EVENT_BUS=redis-streams those of dispatchers are among them.
 
     \b
     Examples:
