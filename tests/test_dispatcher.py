@@ -72,12 +72,13 @@ async def test_the_events_of_two_instances_arrive_at_the_sink_of_one_dispatcher(
         made = {event.id for house in (one, other) for event in house.events}
         await until(lambda: len(delivered(tmp_path / "events.jsonl")) == 60, 10)
         assert set(delivered(tmp_path / "events.jsonl")) == made
+        # What is acknowledged is counted, too.
+        await until(lambda: all(house.context.events._own.spool.drained for house in (one, other)), 10)  # type: ignore[union-attr]
         assert orjson.loads((await process.get("/health"))[1])["service"] == "file"
         assert await process.get("/ready") == (200, '{"status": "ready", "missing": []}')
         assert 'llm_proxy_events_delivered_total{sink="file"} 60.0' in (await process.get("/metrics"))[1]
         shipped = one.context.metrics.registry.get_sample_value("llm_proxy_events_delivered_total", {"sink": "redis"})
         assert shipped == 30 == len(one.events)
-        await until(lambda: all(house.context.events._own.spool.drained for house in (one, other)), 10)  # type: ignore[union-attr]
         (tmp_path / "events.jsonl").rename(tmp_path / "rotated.jsonl")
         process.send(signal.SIGHUP)
         await called(one, fake, 1)
