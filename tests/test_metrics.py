@@ -13,8 +13,16 @@ NAMES = {
     "llm_proxy_tokens",
     "llm_proxy_ttft_seconds",
     "llm_proxy_refusals",
+    "llm_proxy_cache_hits",
+    "llm_proxy_cache_misses",
+    "llm_proxy_cache_bypass",
+    "llm_proxy_cache_stores",
+    "llm_proxy_cache_bytes",
+    "llm_proxy_cache_switches",
     "llm_proxy_events_published",
     "llm_proxy_client_disconnects",
+    "llm_proxy_limiter_switches",
+    "llm_proxy_limiter_degraded",
     "llm_proxy_loop_lag_seconds",
 }
 

@@ -62,9 +62,10 @@ async def test_redis_away_nobody_waits_and_when_it_is_back_everybody_looks(
         one.tell()
         assert time.perf_counter() - began < 0.005
         mortal_redis.start()
-        await until(lambda: mine.times == other.times == 2)
+        await until(lambda: min(mine.times, other.times) >= 2)
+        before = other.times
         one.tell()
-        await until(lambda: mine.times == other.times == 3)
+        await until(lambda: other.times > before)
 
 
 async def test_a_frozen_redis_holds_up_no_stop(mortal_redis: RedisServer, tmp_path: pathlib.Path) -> None:
@@ -87,9 +88,10 @@ async def test_a_connection_that_fell_silent_is_tried_and_made_anew(
         mortal_redis.freeze()
         await asyncio.sleep(0.5)
         mortal_redis.resume()
-        await until(lambda: mine.times == 2)
+        await until(lambda: mine.times >= 2)
+        before = mine.times
         one.tell()
-        await until(lambda: mine.times == 3)
+        await until(lambda: mine.times > before)
 
 
 async def test_a_database_that_is_away_does_not_end_the_listening(redis_server: RedisServer, tmp_path: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """A shared HTTP cache (RFC 9111): what it holds, what it is asked, how it decides."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -249,3 +250,81 @@ class Freshened(NamedTuple):
 
     entry: Entry
     keep: bool
+
+
+class Place(NamedTuple):
+    """By what a call's entries are purged; the same for all calls with one key.
+
+    Attributes:
+        project: as in `Entry`, empty in a partition that all projects share.
+        method: HEAD counts as GET.
+    """
+
+    project: str
+    method: str
+    path: str
+
+
+class Selection(NamedTuple):
+    """What is to be purged: that for which all that is said holds.
+
+    Attributes:
+        prefix: of the path, any string.
+    """
+
+    project: str | None = None
+    method: str | None = None
+    path: str | None = None
+    prefix: str | None = None
+
+    def covers(self, place: Place) -> bool:
+        """Whether what is stored there is to be purged."""
+        return (
+            (self.project is None or place.project == self.project)
+            and (self.path is None or place.path == self.path)
+            and (self.prefix is None or place.path.startswith(self.prefix))
+            and (self.method is None or _stored_as(place.method) == _stored_as(self.method))
+        )
+
+
+def _stored_as(method: str) -> str:
+    return "GET" if method == "HEAD" else method
+
+
+def selection(project: str | None, method: str | None, path: str | None, prefix: str | None, everything: bool) -> Selection:
+    """What a purge with these words is about.
+
+    Raises:
+        ValueError: nothing is said, or a method without project, path or prefix.
+    """
+    if project is None and path is None and prefix is None and not everything:
+        raise ValueError("Say what to purge: a key, a project, a path, a prefix or everything.")
+    return Selection(project, method, path, prefix)
+
+
+class Found(NamedTuple):
+    """What is stored under a key.
+
+    Attributes:
+        entries: its variants.
+        generation: whoever stores an answer to this request later shows it, so that nothing is stored that was purged
+            meanwhile. It means something to its store only, and is to be dropped when the call ends.
+    """
+
+    entries: tuple[Entry, ...]
+    generation: object
+
+
+class Held(NamedTuple):
+    """How much is stored."""
+
+    entries: int
+    bytes: int
+
+
+class Stats(NamedTuple):
+    """How much is stored, in all, then by project."""
+
+    entries: int
+    bytes: int
+    projects: Mapping[str, Held]

@@ -356,7 +356,7 @@ def without(headers: RawHeaders, names: Container[bytes]) -> list[tuple[bytes, b
 
 
 def cache_status(
-    key: str,
+    key: str | None,
     *,
     fwd: str | None = None,
     fwd_status: int | None = None,
@@ -367,6 +367,7 @@ def cache_status(
     """Our member of Cache-Status (RFC 9211), to be sent in a line after those that are there.
 
     Args:
+        key: by which the answer can be purged; None where the cache had no part in it.
         fwd: why the request went on to the provider, a `Why`; None for a hit.
         fwd_status: what the provider answered, where that differs from the answer's own status.
         ttl: for how long the answer is still fresh.
@@ -377,4 +378,5 @@ def cache_status(
     said += [f"ttl={math.floor(ttl)}"] if ttl is not None else []
     said += ["stored"] if stored else []
     said += ["collapsed"] if collapsed else []
-    return "; ".join([*said, f'key="{key}"']).encode()
+    said += [f'key="{key}"'] if key else []
+    return "; ".join(said).encode()

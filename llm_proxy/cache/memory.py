@@ -1,11 +1,11 @@
 """Stored responses in this process's memory, the least recently used given up first."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from weakref import WeakValueDictionary
 
-from llm_proxy.cache import Entry
+from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats, selection
 
 # What Python takes for an entry with its place in the tables, and for a header, besides their bytes.
 ENTRY_OVERHEAD = 1500
@@ -14,28 +14,15 @@ HEADER_OVERHEAD = 130
 MOST_VARIANTS = 32
 
 
-class Held(NamedTuple):
-    """How much is stored."""
-
-    entries: int
-    bytes: int
-
-
-class Stats(NamedTuple):
-    """How much is stored, in all, then by project."""
-
-    entries: int
-    bytes: int
-    projects: Mapping[str, Held]
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Slot:
-    """What is stored under one key, which says of all of it to whom it belongs; of its variants the newest is the last."""
+    """What is stored under one key; of its variants the newest is the last.
 
-    project: str
-    method: str
-    path: str
+    It is the generation that whoever looked it up shows when he stores, empty as it may have been.
+    """
+
+    place: Place
+    purged: bool = False
     variants: dict[str, Entry] = field(default_factory=dict)
 
 
@@ -55,36 +42,47 @@ class MemoryStore:
         max_object_bytes: for the body of one entry.
     """
 
+    degraded = False
+
     def __init__(self, max_bytes: int, max_object_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._max_object_bytes = max_object_bytes
         self._slots: OrderedDict[str, _Slot] = OrderedDict()
+        # Those of calls that run and have nothing stored: a purge is about what they will bring, too.
+        self._awaited: WeakValueDictionary[str, _Slot] = WeakValueDictionary()
         self._by_project: dict[str, set[str]] = {}
         self._by_path: dict[str, set[str]] = {}
         self._held: dict[str, Held] = {}
         self._bytes = 0
 
-    async def get(self, key: str) -> tuple[Entry, ...]:
+    async def get(self, key: str, place: Place) -> Found:
         """The variants under a key."""
         slot = self._slots.get(key)
         if slot is None:
-            return ()
+            return Found((), self._await(key, place))
         self._slots.move_to_end(key)
-        return tuple(slot.variants.values())
+        return Found(tuple(slot.variants.values()), slot)
 
-    async def put(self, key: str, variant: str, entry: Entry) -> bool:
-        """Store an entry in place of the one under the same key and variant; whether it fits."""
+    async def put(self, key: str, variant: str, entry: Entry, generation: object) -> bool:
+        """Store an entry in place of the one under the same key and variant; whether it was stored.
+
+        It is not if it does not fit, or if what is under the key was purged since it was looked up.
+
+        Args:
+            generation: from the `get` that led to the request whose answer this is.
+        """
+        if not isinstance(generation, _Slot) or generation.purged:
+            return False
         size = size_of(key, variant, entry)
-        slot = self._slots.get(key)
-        if slot and variant in slot.variants:
+        if variant in generation.variants:
             self._drop(key, variant)
         if len(entry.body) > self._max_object_bytes or size > self._max_bytes:
             return False
-        slot = self._slot(key, entry)
-        if len(slot.variants) >= MOST_VARIANTS:
-            self._drop(key, next(iter(slot.variants)))
-        slot.variants[variant] = entry
-        self._count(slot.project, 1, size)
+        self._use(key, generation)
+        if len(generation.variants) >= MOST_VARIANTS:
+            self._drop(key, next(iter(generation.variants)))
+        generation.variants[variant] = entry
+        self._count(generation.place.project, 1, size)
         while self._bytes > self._max_bytes:
             self._give_up_one()
         return True
@@ -96,13 +94,14 @@ class MemoryStore:
     async def purge(
         self,
         *,
+        key: str | None = None,
         project: str | None = None,
         method: str | None = None,
         path: str | None = None,
         prefix: str | None = None,
         everything: bool = False,
     ) -> int:
-        """Forget the entries for which all that is said holds; how many they were.
+        """Forget what is under a key, or the entries for which all else that is said holds; how many they were.
 
         Args:
             method: HEAD means GET.
@@ -111,57 +110,65 @@ class MemoryStore:
         Raises:
             ValueError: nothing is said, or a method without project, path or prefix.
         """
-        keys = self._slots.keys() if everything else self._keys(project, path, prefix)
-        method = "GET" if method == "HEAD" else method
-        return self._forget([key for key in keys if self._is_of(key, project, method, prefix)])
+        if key is not None:
+            return await self.delete(key)
+        said = selection(project, method, path, prefix, everything)
+        awaited = [key for key, slot in self._awaited.items() if said.covers(slot.place)]
+        return self._forget([*awaited, *(key for key in self._keys(said) if said.covers(self._slots[key].place))])
 
     async def stats(self) -> Stats:
         """How much is stored."""
         return Stats(sum(held.entries for held in self._held.values()), self._bytes, dict(self._held))
 
-    def _keys(self, project: str | None, path: str | None, prefix: str | None) -> Iterable[str]:
-        if path is not None:
-            return self._by_path.get(path, set())
-        if project is not None:
-            return self._by_project.get(project, set())
-        if prefix is None:
-            raise ValueError("Say what to purge: a project, a path, a prefix or everything.")
-        return [key for stored, keys in self._by_path.items() if stored.startswith(prefix) for key in keys]
+    def _keys(self, said: Selection) -> Iterable[str]:
+        """Those that may be meant."""
+        if said.path is not None:
+            return self._by_path.get(said.path, set())
+        if said.project is not None:
+            return self._by_project.get(said.project, set())
+        if said.prefix is None:
+            return self._slots.keys()
+        return [key for stored, keys in self._by_path.items() if stored.startswith(said.prefix) for key in keys]
 
-    def _is_of(self, key: str, project: str | None, method: str | None, prefix: str | None) -> bool:
-        slot = self._slots[key]
-        return (
-            (project is None or slot.project == project)
-            and (method is None or slot.method == method)
-            and (prefix is None or slot.path.startswith(prefix))
-        )
-
-    def _slot(self, key: str, entry: Entry) -> _Slot:
-        """The slot of a key, as the most recently used one."""
-        slot = self._slots.setdefault(key, _Slot(entry.project, entry.method, entry.path))
-        self._slots.move_to_end(key)
-        self._by_project.setdefault(entry.project, set()).add(key)
-        self._by_path.setdefault(entry.path, set()).add(key)
+    def _await(self, key: str, place: Place) -> _Slot:
+        slot = self._awaited.get(key)
+        if slot is None:
+            slot = self._awaited[key] = _Slot(place)
         return slot
+
+    def _use(self, key: str, slot: _Slot) -> None:
+        """Make a slot the most recently used one."""
+        self._awaited.pop(key, None)
+        self._slots[key] = slot
+        self._slots.move_to_end(key)
+        self._by_project.setdefault(slot.place.project, set()).add(key)
+        self._by_path.setdefault(slot.place.path, set()).add(key)
 
     def _give_up_one(self) -> None:
         key, slot = next(iter(self._slots.items()))
         self._drop(key, next(iter(slot.variants)))
 
     def _forget(self, keys: Iterable[str]) -> int:
-        forgotten = [(key, variant) for key in keys if key in self._slots for variant in self._slots[key].variants]
-        for key, variant in forgotten:
-            self._drop(key, variant)
-        return len(forgotten)
+        forgotten = 0
+        for key in keys:
+            if slot := self._slots.get(key) or self._awaited.get(key):
+                for variant in list(slot.variants):
+                    self._drop(key, variant)
+                    forgotten += 1
+                slot.purged = True
+                self._awaited.pop(key, None)
+        return forgotten
 
     def _drop(self, key: str, variant: str) -> None:
         slot = self._slots[key]
         entry = slot.variants.pop(variant)
-        self._count(slot.project, -1, -size_of(key, variant, entry))
+        self._count(slot.place.project, -1, -size_of(key, variant, entry))
         if not slot.variants:
             del self._slots[key]
-            _discard(self._by_project, slot.project, key)
-            _discard(self._by_path, slot.path, key)
+            _discard(self._by_project, slot.place.project, key)
+            _discard(self._by_path, slot.place.path, key)
+            # Calls that looked it up may bring something yet.
+            self._awaited[key] = slot
 
     def _count(self, project: str, entries: int, size: int) -> None:
         held = self._held.pop(project, Held(0, 0))

@@ -9,6 +9,7 @@ from llm_proxy.usage import NO_USAGE, Usage
 
 OUTCOMES = (
     "completed",
+    "cached",
     "refused",
     "client_gone",
     "upstream_failed",
@@ -33,6 +34,7 @@ class Event:
         connect: until the request was handed to the provider's connection.
         first_byte: from then until the first byte of the answer.
         attempts: how many providers were tried.
+        cache: what the cache had to do with it, in the words of `X-PROXY-CACHE`; None when it was not asked.
         request_body: its beginning, without credentials, where OBSERVABILITY_CAPTURE asks for it.
         reply_body: likewise.
     """
@@ -66,6 +68,7 @@ class Event:
     request_bytes: int = 0
     reply_bytes: int = 0
     attempts: int = 0
+    cache: str | None = None
     usage: Usage = NO_USAGE
     request_body: str | None = None
     reply_body: str | None = None
@@ -74,6 +77,6 @@ class Event:
 def as_record(event: Event) -> dict[str, Any]:
     """The event as our log writes it, without bodies, with orjson, which knows what to make of the usage."""
     # Not `asdict`, whose deep copy would cost more than all the rest of the log line.
-    record = {**vars(event), "started_at": to_rfc3339(event.started_at)}
+    record = {**vars(event), "started_at": to_rfc3339(event.started_at), "usage_source": event.usage.source}
     del record["request_body"], record["reply_body"]
     return record

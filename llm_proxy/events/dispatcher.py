@@ -257,8 +257,8 @@ class Dispatcher:
     def _after_failure(self, verdicts: Sequence[Verdict], progress: bool) -> float:
         """What to try next, and when."""
         refused_whole = len(verdicts) > 1 and all(verdict.kind == "refused" for verdict in verdicts)
-        if not self._one_by_one and (refused_whole or self._failures >= MOST_FAILURES):
-            # A batch says nothing of its events; each by itself does.
+        if not self._one_by_one and (refused_whole or self._failures >= MOST_FAILURES - 1):
+            # A batch says nothing of its events; each by itself does. The last attempt must.
             self._one_by_one = True
             return 0.0 if refused_whole else self._wait()
         if progress:

@@ -18,7 +18,7 @@ from llm_proxy.events.bus import Bus
 from llm_proxy.events.dead_letters import FILE, DeadLetters
 from llm_proxy.events.delivery import Delivery
 from llm_proxy.events.dispatcher import Stats
-from llm_proxy.events.instances import Claim, claim_dead, claim_own
+from llm_proxy.events.instances import Claim, claim_dead, claim_own, trim_dead
 from llm_proxy.events.shipping import NAME
 from llm_proxy.events.sinks import SINKS, options_of
 from llm_proxy.events.sinks.contract import Sink
@@ -94,8 +94,7 @@ class Pipeline:
         self._logs.append(own)
         await own.start(appending=True)
         self._own, self._append = own, own.spool.append
-        if self._ended:
-            self._tasks.start("adoption of event logs", self._adopt(letters))
+        self._tasks.start("adoption of event logs", self._adopt(letters) if self._ended else self._trim())
 
     async def _adopt(self, letters: DeadLetters) -> None:
         """Look for logs whose instance is gone, again and again."""
@@ -105,6 +104,13 @@ class Pipeline:
                 delivery = Delivery(claim, self._settings, self._sinks, letters, self._stream)
                 self._logs.append(delivery)
                 self._tasks.start(f"delivery of {claim.folder}", self._deliver_rest(delivery))
+            await asyncio.sleep(ADOPT_SECONDS)
+
+    async def _trim(self) -> None:
+        """Without sinks nobody empties the logs of dead instances: keep them within the backlog's cap, again and again."""
+        while True:
+            if removed := await asyncio.to_thread(trim_dead, self._root, self._settings.event_backlog_bytes):
+                log.error("the logs of dead instances are above EVENT_BACKLOG_BYTES: the %d oldest segments are dropped", removed)
             await asyncio.sleep(ADOPT_SECONDS)
 
     async def _deliver_rest(self, delivery: Delivery) -> None:

@@ -88,6 +88,7 @@ class Quota:
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._counts: dict[str, int] = {}
+        self._hits: dict[str, int] = {}
         self._settling = asyncio.Lock()
 
     async def take(self, token: Token) -> None:
@@ -168,6 +169,10 @@ class Quota:
             lease.left += 1
             lease.used_at = self._clock()
 
+    def count_hit(self, token: Token) -> None:
+        """Count an answer from the cache, for which nothing was taken, or all of it given back."""
+        self._hits[token.id] = self._hits.get(token.id, 0) + 1
+
     def unused(self, id: str) -> int:
         """What this process holds of a token's count without having used it, less what it has not yet written."""
         lease = self._leases.get(id, Lease())
@@ -214,18 +219,23 @@ class Quota:
 
     async def _write_counts(self) -> None:
         counts, self._counts = self._counts, {}
+        hits, self._hits = self._hits, {}
         now = now_ms()
         # In one order everywhere, or two processes could each wait for a row that the other has.
-        rows = [{"id": id, "n": n, "now": now} for id, n in sorted(counts.items()) if n]
+        both = [(id, counts.get(id, 0), hits.get(id, 0)) for id in sorted(counts.keys() | hits.keys())]
+        rows = [{"id": id, "n": n, "hits": hit, "now": now} for id, n, hit in both if n or hit]
         if not rows:
             return
         try:
             await self._database.executemany(
-                "UPDATE tokens SET request_count = request_count + :n, last_used_at = :now WHERE id = :id", rows
+                "UPDATE tokens SET request_count = request_count + :n, cache_hit_count = cache_hit_count + :hits, "
+                "last_used_at = :now WHERE id = :id",
+                rows,
             )
         except DatabaseUnavailable:
-            for id, n in counts.items():
-                self._counts[id] = self._counts.get(id, 0) + n
+            for waiting, written in ((self._counts, counts), (self._hits, hits)):
+                for id, n in written.items():
+                    waiting[id] = waiting.get(id, 0) + n
             raise
 
     async def _give_back_stale(self, id: str, lease: Lease) -> None:

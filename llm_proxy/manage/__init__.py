@@ -6,7 +6,7 @@ from functools import wraps
 from aiohttp import web
 
 from llm_proxy.audit import Who
-from llm_proxy.manage import audit, documents, events, projects, providers, tokens
+from llm_proxy.manage import audit, cache, documents, events, projects, providers, tokens
 from llm_proxy.middleware import ask_for_body, decide_later, operator
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -44,6 +44,8 @@ ROUTES: tuple[tuple[str, str, Guarded], ...] = (
     ("DELETE", "/manage/tokens/{id}", tokens.delete),
     ("GET", "/manage/audit", audit.find),
     ("GET", "/manage/audit/{id}", audit.get),
+    ("GET", "/manage/cache", cache.stats),
+    ("POST", "/manage/cache/purge", cache.purge),
     ("GET", "/manage/events/stats", events.stats),
     ("GET", "/manage/version", documents.version),
 )

@@ -9,22 +9,26 @@ from aiohttp import HttpVersion11, web
 from llm_proxy import dialects
 from llm_proxy.audit import Who, event_of
 from llm_proxy.context import Context
-from llm_proxy.errors import ApiError, ClientGone
+from llm_proxy.errors import ApiError, ClientGone, UpstreamError
 from llm_proxy.grammar import check_head, read_target
 from llm_proxy.logs import request_ids
 from llm_proxy.middleware import peer_of_request
 from llm_proxy.providers import policy
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
+from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
+from llm_proxy.proxy.counting import asks_for_usage
 from llm_proxy.proxy.credentials import presented_token
 from llm_proxy.proxy.forward import forward
+from llm_proxy.proxy.refresh import refresh
+from llm_proxy.proxy.replay import replay
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.tokens import Token
 
 log = logging.getLogger(__name__)
 
 # Refusals of a credential: these are audited.
-CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive"})
+CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive", "too_many_failures"})
 
 
 async def handle(context: Context, request: web.BaseRequest) -> Reply:
@@ -39,11 +43,11 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
             return await answer_preflight(call)
         call.recognise(await authenticate(call))
         routes = await admit_head(call)
+        await take_limits(call)
         answer_expectation(call)
         routes = await admit_body(call, routes)
-        await take_limits(call)
-        route = choose(call, routes)
-        return await forward(call, route)
+        await take_request(call)
+        return await respond(call, routes)
     except ApiError as error:
         return await tell(call, error)
     except ClientGone:
@@ -90,9 +94,22 @@ async def answer_preflight(call: Call) -> Reply:
 
 
 async def authenticate(call: Call) -> Token:
-    """The token of the call, mostly without the database."""
+    """The token of the call, mostly without the database; not even looked up where too many were unknown before."""
+    context, address = call.context, call.peer.address
     with call.timed("auth"):
-        return await call.context.tokens.authenticate(presented_token(call.request.raw_headers))
+        refusal = context.strangers.refusal(address)
+        try:
+            presented = presented_token(call.request.raw_headers)
+            if refusal and not context.tokens.has_served(presented):
+                raise refusal
+            return await context.tokens.authenticate(presented)
+        except ApiError as error:
+            if error.code != "invalid_token":
+                raise
+            if refusal:
+                raise refusal from error
+            context.strangers.count(address)
+            raise
 
 
 async def admit_head(call: Call) -> list[Route]:
@@ -130,6 +147,7 @@ async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
         call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted)
     parameters = read_parameters(call, strict=restricted)
     call.wants_stream = (parameters or {}).get("stream") is True
+    call.wants_usage = asks_for_usage(parameters or {})
     model = policy.model_of(call.target.path, parameters)
     call.event.model = shown(model)
     policy.check_model(allowed, model, required=policy.needs_model(request.method, call.target.path))
@@ -149,16 +167,40 @@ def read_parameters(call: Call, *, strict: bool) -> dict[str, object] | None:
 
 
 async def take_limits(call: Call) -> None:
-    """Take from what the token may use, all or nothing."""
+    """Take from rates and slots at once, before the body is waited for: a call that reads its body runs already."""
+    with call.timed("limit"):
+        await call.take_limits()
+
+
+async def take_request(call: Call) -> None:
+    """Take from the quota; refused, the rates and slots go back too, as they do for all that was refused before."""
     with call.timed("limit"):
         await call.take_request()
 
 
-def choose(call: Call, routes: list[Route]) -> Route:
+async def respond(call: Call, routes: list[Route]) -> Reply:
+    """Answer from the cache where HTTP allows it, else from a provider."""
+    turn = Turn(call, routes)
+    try:
+        with call.timed("cache"):
+            await turn.decide()
+        if stored := turn.entry:
+            if turn.wants_refresh:
+                refresh(call, choose(routes), turn)
+            return await replay(call, turn, stored)
+        return await forward(call, choose(routes), turn)
+    except UpstreamError:
+        if not call.reply.started and (stored := turn.instead_of(None)):
+            return await replay(call, turn, stored)
+        raise
+    finally:
+        turn.close()
+
+
+def choose(routes: list[Route]) -> Route:
     """One of the providers by weight; weight 0 only when nothing else is left."""
     weights = [route.provider.weight for route in routes]
     [route] = random.choices(routes, weights if any(weights) else None)
-    call.event.provider, call.event.provider_type = route.provider.id, route.profile.name
     return route
 
 
@@ -179,6 +221,8 @@ async def refuse(call: Call, error: ApiError) -> Reply:
     """Answer with an error, in the dialect of the path."""
     if error.code in CREDENTIAL_CODES:
         audit_refusal(call, error)
+    call.give_back_limits()
+    await call.look_at_limits()
     if "Expect" in call.request.headers and not call.reply.asked_for_body:
         # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
         call.reply.keep_alive = False

@@ -28,7 +28,7 @@ def with_defaults(query: str | None, defaults: Mapping[str, str]) -> str:
 
 
 def rewritten(url: str, base: str, ours: str) -> str:
-    """A URL of an answer, leading through us when it lies under the provider's base.
+    """A URL of an answer, leading through us when it lies under the provider's base; a path stays a path.
 
     Args:
         url: from `Location` or `Operation-Location`.
@@ -44,6 +44,8 @@ def rewritten(url: str, base: str, ours: str) -> str:
     rest = absolute.path.removeprefix(there.path)
     if not same or (there.path and rest == absolute.path) or rest[:1] not in ("", "/"):
         return url
+    if url.startswith("/") and not url.startswith("//"):
+        ours = ""
     return ours + absolute._replace(scheme="", netloc="", path=(VERSION if base.endswith(VERSION) else "") + rest).geturl()
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_proxy.cache import Entry, rules
+from llm_proxy.cache import Entry, Place, rules
 from llm_proxy.cache.memory import ENTRY_OVERHEAD, MOST_VARIANTS, MemoryStore, size_of
 
 NOW = 1_800_000_000.0
@@ -24,43 +24,61 @@ def entry(body: bytes, *, project: str = "p", path: str = "/", headers: int = 0)
     return rules.entry_of(terms, lookup, response, body, project=project, path=path, request_time=NOW, response_time=NOW)
 
 
+async def put(store: MemoryStore, key: str, variant: str, entry: Entry) -> bool:
+    found = await store.get(key, Place(entry.project, entry.method, entry.path))
+    return await store.put(key, variant, entry, found.generation)
+
+
+async def entries_of(store: MemoryStore, key: str) -> tuple[Entry, ...]:
+    return (await store.get(key, Place("", "GET", ""))).entries
+
+
 async def test_the_least_recently_used_is_given_up_first() -> None:
     small = size_of("a", "", entry(b""))
     store = MemoryStore(max_bytes=3 * small, max_object_bytes=1000)
     for key in "abc":
-        await store.put(key, "", entry(b""))
-    await store.get("a")
-    await store.put("d", "", entry(b""))
-    assert [key for key in "abcd" if await store.get(key)] == ["a", "c", "d"]
+        await put(store, key, "", entry(b""))
+    await entries_of(store, "a")
+    await put(store, "d", "", entry(b""))
+    assert [key for key in "abcd" if await entries_of(store, key)] == ["a", "c", "d"]
 
 
 async def test_a_further_variant_is_a_use_of_its_key() -> None:
     store = MemoryStore(max_bytes=3 * size_of("k", "1", entry(b"1")), max_object_bytes=1000)
     for key, variant in (("k", "1"), ("l", "1"), ("k", "2"), ("m", "1")):
-        await store.put(key, variant, entry(b"1"))
-    assert [len(await store.get(key)) for key in "klm"] == [2, 0, 1]
+        await put(store, key, variant, entry(b"1"))
+    assert [len(await entries_of(store, key)) for key in "klm"] == [2, 0, 1]
 
 
 async def test_of_one_key_the_oldest_variant_goes_first() -> None:
     store = MemoryStore(max_bytes=2 * size_of("k", "1", entry(b"1")), max_object_bytes=1000)
     for variant in ("1", "2", "1", "3"):
-        await store.put("k", variant, entry(variant.encode()))
-    assert [found.body for found in await store.get("k")] == [b"1", b"3"]
+        await put(store, "k", variant, entry(variant.encode()))
+    assert [found.body for found in await entries_of(store, "k")] == [b"1", b"3"]
 
 
 async def test_a_client_cannot_make_lookups_long_by_asking_for_ever_new_variants() -> None:
     store = MemoryStore(max_bytes=1 << 30, max_object_bytes=1000)
     for n in range(MOST_VARIANTS + 5):
-        await store.put("k", str(n), entry(b"%d" % n))
-    bodies = [found.body for found in await store.get("k")]
+        await put(store, "k", str(n), entry(b"%d" % n))
+    bodies = [found.body for found in await entries_of(store, "k")]
     assert bodies == [b"%d" % n for n in range(5, MOST_VARIANTS + 5)]
 
 
 async def test_what_is_larger_than_the_store_leaves_the_rest_alone() -> None:
     store = MemoryStore(max_bytes=2 * ENTRY_OVERHEAD, max_object_bytes=1 << 20)
-    await store.put("a", "", entry(b""))
-    assert await store.put("b", "", entry(b"x" * 2 * ENTRY_OVERHEAD)) is False
-    assert await store.get("a")
+    await put(store, "a", "", entry(b""))
+    assert await put(store, "b", "", entry(b"x" * 2 * ENTRY_OVERHEAD)) is False
+    assert await entries_of(store, "a")
+
+
+async def test_a_purge_is_about_running_calls_whose_entry_was_given_up_meanwhile() -> None:
+    store = MemoryStore(max_bytes=size_of("a", "", entry(b"")), max_object_bytes=1000)
+    await put(store, "a", "", entry(b""))
+    found = await store.get("a", Place("p", "GET", "/"))
+    await put(store, "b", "", entry(b""))
+    assert await store.purge(project="p") == 1
+    assert await store.put("a", "", entry(b""), found.generation) is False
 
 
 operations = st.lists(
@@ -83,12 +101,12 @@ async def test_bytes_stay_below_the_cap_and_the_order_is_that_of_use(steps: list
         if verb == "put":
             made = entry(b"x" * length, project=key, path=f"/{key}")
             model.pop(key, None)
-            if await store.put(key, "", made):
+            if await put(store, key, "", made):
                 model[key] = size_of(key, "", made)
             while sum(model.values()) > cap:
                 model.popitem(last=False)
         elif verb == "get":
-            assert bool(await store.get(key)) is (key in model)
+            assert bool(await entries_of(store, key)) is (key in model)
             if key in model:
                 model.move_to_end(key)
         elif verb == "delete":
@@ -109,7 +127,7 @@ async def test_what_counts_is_what_python_takes(headers: int, length: int) -> No
         before = tracemalloc.get_traced_memory()[0]
         for n in range(500):
             key = rules.primary_key("p", "GET", f"/{n}", None)
-            await store.put(key, "", entry(bytes(length), project=f"p{n % 20}", path=f"/{n}", headers=headers))
+            await put(store, key, "", entry(bytes(length), project=f"p{n % 20}", path=f"/{n}", headers=headers))
         taken = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()

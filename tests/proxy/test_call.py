@@ -60,9 +60,10 @@ async def test_the_usage_of_every_endpoint_is_read(house: House, fake: str, codi
         assert event.upstream_request_id and event.upstream_request_id.startswith("req_fake_"), name
 
 
-async def test_a_stream_without_usage_has_none(house: House, fake: str) -> None:
-    token = await house.token_for(fake)
-    await ask(house.url, call(token, body=STREAM))
+async def test_a_stream_of_no_chat_without_usage_has_none(house: House, provider: ScriptedProvider) -> None:
+    token = await house.token_for(provider.url)
+    provider.script = sends(answer(b'data: {"model":"gpt-4o","type":"transcript.text.delta"}\n\n', b"text/event-stream"))
+    await ask(house.url, call(token, path="/v1/audio/transcriptions", body=STREAM))
     event = await event_of(house)
     assert (event.usage.source, event.usage.total_tokens, event.model_used) == ("none", 0, "gpt-4o")
 
@@ -134,7 +135,9 @@ async def test_times_are_told_to_the_client(house: House, provider: ScriptedProv
     start, stop = (int(reply.header(name) or 0) for name in (b"x-upstream-request-start", b"x-upstream-request-stop"))
     assert 0 < stop - start < 10**10
     assert reply.header(b"server-timing") == b"theirs;dur=5"
-    pattern = rb"\r\nServer-Timing: auth;dur=[0-9.]+, limit;dur=[0-9.]+, connect;dur=[0-9.]+, ttfb;dur=[0-9.]+\r\n"
+    pattern = (
+        rb"\r\nServer-Timing: auth;dur=[0-9.]+, limit;dur=[0-9.]+, cache;dur=[0-9.]+, connect;dur=[0-9.]+, ttfb;dur=[0-9.]+\r\n"
+    )
     assert re.search(pattern, reply.head)
     assert reply.header(b"x-proxy") == b"llm-proxy"
 

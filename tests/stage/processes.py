@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN
+from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN, place_migrated
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -170,6 +170,8 @@ async def command(*arguments: str, folder: pathlib.Path, **env: str) -> AsyncIte
 @asynccontextmanager
 async def server(folder: pathlib.Path, **env: str) -> AsyncIterator[Server]:
     """A server that serves; killed at the end of the block, when it was not stopped."""
+    if not env.keys() & {"DATABASE_URL", "DATABASE_PATH"}:
+        place_migrated(folder / "house.db")
     async with _running(Server, ("server",), folder, house_environment(folder, **env)) as run:
         await run.listens(env.get("LOG_FILE"))
         yield run

@@ -1,9 +1,10 @@
-"""`llm-proxy manage`: projects, tokens, the audit log."""
+"""`llm-proxy manage`: projects, tokens, the cache, the audit log."""
 
 import click
 
 from llm_proxy.cli.manage.arguments import on_server
 from llm_proxy.cli.manage.audit import audit
+from llm_proxy.cli.manage.cache import cache
 from llm_proxy.cli.manage.projects import project
 from llm_proxy.cli.manage.tokens import token
 
@@ -11,7 +12,7 @@ from llm_proxy.cli.manage.tokens import token
 @click.group()
 @on_server
 def command() -> None:
-    """Manage projects and tokens, read the audit log.
+    """Manage projects, tokens and the cache, read the audit log.
 
     \b
     Examples:
@@ -23,4 +24,5 @@ def command() -> None:
 
 command.add_command(project)
 command.add_command(token)
+command.add_command(cache)
 command.add_command(audit)

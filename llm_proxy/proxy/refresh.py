@@ -1,0 +1,48 @@
+"""A stale answer, fetched anew while it still answers (RFC 5861 section 3)."""
+
+import asyncio
+import logging
+
+from llm_proxy.errors import UpstreamError
+from llm_proxy.proxy.caching import Turn
+from llm_proxy.proxy.call import Call, Route
+from llm_proxy.proxy.forward import request_to, timeouts_of
+from llm_proxy.upstream import Answer
+
+log = logging.getLogger(__name__)
+
+
+def refresh(call: Call, route: Route, turn: Turn) -> None:
+    """Begin to fetch anew what the call is answered with, unless that is under way; the call does not wait for it."""
+    fetch = turn.behind_the_call()
+    if fetch:
+        call.context.tasks.start("refresh of a stored answer", _refresh(call, route, fetch))
+
+
+async def _refresh(call: Call, route: Route, turn: Turn) -> None:
+    timeouts = timeouts_of(call, route)
+    try:
+        async with asyncio.timeout(timeouts.total):
+            answer = await call.context.upstream.open(request_to(call, route, turn, timeouts, lambda: None))
+            try:
+                await _take(answer, turn, timeouts.idle)
+            finally:
+                # Read to its end or not, as when it is of no use.
+                answer.abort()
+    except (UpstreamError, TimeoutError) as error:
+        log.info("a stored answer could not be fetched anew, and goes on as long as its terms allow: %s", error)
+    finally:
+        turn.close()
+
+
+async def _take(answer: Answer, turn: Turn, idle: float) -> None:
+    if await turn.confirmed(answer.status, answer.headers):
+        return
+    await turn.answered(answer.status, answer.reason, answer.headers, ())
+    while turn.captures:
+        async with asyncio.timeout(idle):
+            chunk = await answer.chunk()
+        if not chunk:
+            await turn.finish(whole=True)
+            return
+        turn.feed(chunk)
