@@ -18,7 +18,7 @@ FLOORS = (
     {"secret", "clock", "ids"},
     {"settings"},
     {"db", "vault", "metrics", "logs", "systemd", "dialects", "grammar", "peers", "tasks", "redis_client", "failures"},
-    {"changes", "redis_link"},
+    {"changes", "redis_link", "news"},
     {"projects", "tokens", "audit", "usage", "running", "operators"},
     {"limits", "cache", "events", "providers"},
     {"upstream"},
@@ -26,7 +26,7 @@ FLOORS = (
     {"middleware", "guard", "acts"},
     {"health", "connection"},
     {"proxy", "manage", "admin", "wire"},
-    {"server", "fake_provider"},
+    {"server", "dispatcher", "fake_provider"},
     {"cli"},
     {"__main__"},
 )
