@@ -140,6 +140,15 @@ def _known_limits(settings: Settings) -> KnownLimits:
     )
 
 
+def _audit_log(settings: Settings, database: Database) -> AuditLog:
+    return AuditLog(
+        database,
+        enabled=settings.audit_enabled,
+        file=settings.audit_log_file,
+        retention_days=settings.audit_retention_days,
+    )
+
+
 async def _warn_of_eviction(redis: Redis) -> None:
     # A Redis that is away now is told of by those who need it.
     with contextlib.suppress(RedisError, OSError):
@@ -188,12 +197,7 @@ async def open_context(
             limits=_known_limits(settings),
             limiter=limiter,
             strangers=Failures(STRANGERS_FAILURES),
-            audit=AuditLog(
-                database,
-                enabled=settings.audit_enabled,
-                file=settings.audit_log_file,
-                retention_days=settings.audit_retention_days,
-            ),
+            audit=_audit_log(settings, database),
             operators=Operators(settings.management_token),
             bus=bus,
             metrics=metrics,
