@@ -23,7 +23,7 @@ class Change(NamedTuple):
     """One change.
 
     Attributes:
-        kind: project, provider, token; `everything` when so much was missed that nothing cached may be trusted.
+        kind: project, provider, token, cache_purge, reload; `everything` when so much was missed that nothing cached may be trusted.
         ref: the id of what changed.
         payload: further facts for the listener.
     """
@@ -60,6 +60,12 @@ async def record(tx: Connection, change: Change) -> None:
     )
     await tx.execute("DELETE FROM changes WHERE at < :old", {"old": now - KEPT_MS})
     await tx.notify()
+
+
+async def version(connection: Connection) -> tuple[int, int]:
+    """The version of the newest change, with the time of it in milliseconds, 0 before the first."""
+    row = await connection.fetch_one("SELECT version, updated_at FROM config_version WHERE id = 1")
+    return (row["version"], row["updated_at"]) if row else (0, 0)
 
 
 class ChangeFeed:
@@ -117,8 +123,7 @@ class ChangeFeed:
         self._seen = last
 
     async def _newest(self) -> int:
-        row = await self._database.fetch_one("SELECT version FROM config_version WHERE id = 1")
-        return row["version"] if row else 0
+        return (await version(self._database))[0]
 
     async def _unseen(self) -> list[Mapping[str, Any]]:
         return await self._database.fetch_all(

@@ -30,6 +30,7 @@ from llm_proxy.news import open_news
 from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
+from llm_proxy.providers.live import LiveProfiles
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
 from llm_proxy.redis_client import eviction_warning, open_redis
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.25
 # Failed calls of one address within a minute, before those with an unknown token are not even looked up.
 STRANGERS_FAILURES = 60
+RELOAD = Change("reload", "")
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Context:
     settings: Settings
     database: Database
     vault: Vault
-    profiles: Profiles
+    live_profiles: LiveProfiles
     changes: ChangeFeed
     tokens: TokenCache
     providers: ProviderCache
@@ -81,6 +83,26 @@ class Context:
     stopping: bool = False
     active: int = 0
 
+    @property
+    def profiles(self) -> Profiles:
+        """The profiles in force; a call takes what it needs of them once, and keeps that."""
+        return self.live_profiles.current
+
+    async def reload(self) -> None:
+        """Read the profiles anew, and with them every provider; a bad file changes nothing.
+
+        Raises:
+            SettingsError: the file cannot be used.
+        """
+        await self.live_profiles.reload()
+        # What was read meanwhile was judged by the profiles of before.
+        self.providers.on_change(RELOAD)
+
+    def on_hangup(self) -> None:
+        """SIGHUP: open rotated files anew, read the profiles again."""
+        self.reopen()
+        self.tasks.start("reload of the profiles", reload_or_log(self))
+
     def reopen(self) -> None:
         """Open the files anew that another program may have rotated away."""
         self.audit.reopen()
@@ -100,6 +122,12 @@ def read_profiles(settings: Settings) -> Profiles:
     if default not in profiles.apis:
         raise SettingsError(f"DEFAULT_API_PROVIDER={default}: there is no such profile. Known are {', '.join(profiles.apis)}.")
     return replace(profiles, default_api=default)
+
+
+def _reader(settings: Settings, profiles: Profiles | Callable[[], Profiles] | None) -> Callable[[], Profiles]:
+    if profiles is None:
+        return lambda: read_profiles(settings)
+    return (lambda: profiles) if isinstance(profiles, Profiles) else profiles
 
 
 def _open_logs(stack: AsyncExitStack, settings: Settings) -> None:
@@ -158,20 +186,20 @@ async def _warn_of_eviction(redis: Redis) -> None:
 
 @asynccontextmanager
 async def open_context(
-    settings: Settings, profiles: Profiles | None = None, pool: Sequence[Provider] = ()
+    settings: Settings, profiles: Profiles | Callable[[], Profiles] | None = None, pool: Sequence[Provider] = ()
 ) -> AsyncIterator[Context]:
     """Open everything one process shares.
 
     Args:
-        profiles: given, they stand in for the file.
-        pool: where the calls of projects without a provider of their own go.
+        profiles: given, they, or what this reads, stand in for the file.
+        pool: stands beside the shared pool of the database.
 
     Raises:
         StartError: something cannot be opened; the text says what to do.
     """
     async with AsyncExitStack() as stack:
         _open_logs(stack, settings)
-        profiles = profiles or read_profiles(settings)
+        live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
         database = await stack.enter_async_context(open_database(settings))
         vault = Vault(settings.encryption_key)
@@ -189,10 +217,10 @@ async def open_context(
             settings=settings,
             database=database,
             vault=vault,
-            profiles=profiles,
+            live_profiles=live,
             changes=ChangeFeed(database),
             tokens=TokenCache(database, vault, settings.token_cache_size),
-            providers=ProviderCache(database, vault, pool),
+            providers=ProviderCache(database, vault, pool, lambda kind: kind in live.current.apis),
             quota=Quota(database),
             limits=_known_limits(settings),
             limiter=limiter,
@@ -230,6 +258,7 @@ async def _start(context: Context) -> None:
         context.providers.on_change,
         context.quota.on_change,
         context.cache.on_change,
+        lambda change: _reload_if_asked(context, change),
         lambda change: _end_overtaken(context, change),
     ]
     for listener in listeners:
@@ -243,6 +272,21 @@ async def _start(context: Context) -> None:
     context.tasks.start("quota", context.quota.flush())
     context.tasks.start("audit", context.audit.write())
     context.tasks.start("audit retention", context.audit.expire())
+
+
+def _reload_if_asked(context: Context, change: Change) -> None:
+    if change.kind == "reload":
+        context.tasks.start("reload of the profiles", reload_or_log(context))
+
+
+async def reload_or_log(context: Context) -> None:
+    """Reload; there is nobody to tell of a bad file but the log."""
+    try:
+        await context.reload()
+    except SettingsError as error:
+        log.error("the profiles stay as they were: %s", error)
+    else:
+        log.info("the profiles were read anew: %s", ", ".join(context.profiles.apis))
 
 
 async def _settle(context: Context) -> None:

@@ -96,6 +96,8 @@ RULES: Mapping[str, Rule] = {
     "not_found": Rule(404, _REQUEST),
     "already_exists": Rule(409, _REQUEST),
     "several_providers": Rule(409, _REQUEST),
+    "built_in_project": Rule(409, _REQUEST),
+    "invalid_profiles": Rule(409, _REQUEST),
 }
 
 

@@ -44,7 +44,8 @@ class RunningCalls:
             return [call for call in self._calls if call.token_id == change.ref]
         if change.kind == "project":
             return [call for call in self._calls if call.project_id == change.ref]
-        return list(self._calls) if change.kind == "everything" else []
+        # At a reload, rows may have been edited by hand.
+        return list(self._calls) if change.kind in ("everything", "reload") else []
 
     def end_all(self, error: ApiError) -> None:
         """Stop whatever still runs."""

@@ -220,11 +220,11 @@ class _Stop:
 
 @contextmanager
 def _signals(context: Context) -> Iterator[_Stop]:
-    """SIGTERM and SIGINT stop; SIGHUP opens the files of audit and events anew, after they were rotated away (the log
-    file notices by itself).
+    """SIGTERM and SIGINT stop; SIGHUP reads the profiles anew, and opens the files of audit and events anew, after they
+    were rotated away (the log file notices by itself).
     """
     loop, stop = asyncio.get_running_loop(), _Stop()
-    handlers = {signal.SIGTERM: stop.on_signal, signal.SIGINT: stop.on_signal, signal.SIGHUP: context.reopen}
+    handlers = {signal.SIGTERM: stop.on_signal, signal.SIGINT: stop.on_signal, signal.SIGHUP: context.on_hangup}
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     try:

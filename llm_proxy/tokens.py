@@ -8,7 +8,7 @@ import secrets
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +183,8 @@ def _from_row(row: Row) -> Token:
         "is_active": bool(row["is_active"]),
         "project_is_active": bool(row["project_is_active"]),
     }
-    values.pop("secret_hash", None)
+    for name in ("secret_hash", "previous_expires_at"):
+        values.pop(name, None)
     return Token(**values)
 
 
@@ -193,18 +194,16 @@ def _stored(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], id: str, secret: Secret) -> Token:
-    """Make a token; `columns` hold project_id, name and any of the limits, allowed_models, metadata, expires_at.
+    """Make a token; `columns` hold project_id, name and any of the limits, allowed_models, metadata, expires_at, kind, is_active.
 
     Raises:
-        Conflict: the project does not exist.
+        Conflict: the project does not exist, or id or secret is taken.
     """
     now = now_ms()
-    values = _stored({"allowed_models": (), "metadata": {}, **columns}) | {
+    values = _stored({"allowed_models": (), "metadata": {}, "kind": "token", "is_active": True, **columns}) | {
         "id": id,
-        "kind": "token",
         "secret_hash": vault.token_hashes(secret.reveal())[0],
         "hint": hint_of(secret.reveal()),
-        "is_active": True,
         "created_at": now,
         "updated_at": now,
     }
@@ -213,6 +212,17 @@ async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], id: s
     made = await get(tx, id)
     assert made is not None
     return made
+
+
+async def find_by_hashes(connection: Connection, hashes: Sequence[str]) -> Row | None:
+    """The row whose secret, or whose secret before the last rotation, has one of these hashes; the present one goes before."""
+    names = [f"h{number}" for number in range(len(hashes))]
+    among = f"IN ({', '.join(f':{name}' for name in names)})"
+    return await connection.fetch_one(
+        f"{_SELECT}, t.secret_hash, t.previous_expires_at {_FROM} WHERE t.secret_hash {among} OR t.previous_secret_hash {among} "
+        f"ORDER BY CASE WHEN t.secret_hash {among} THEN 0 ELSE 1 END LIMIT 1",
+        dict(zip(names, hashes, strict=True)),
+    )
 
 
 async def get(connection: Connection, id: str) -> Token | None:
@@ -270,7 +280,8 @@ class TokenCache:
         self._clock = clock
         self._known: OrderedDict[bytes, tuple[float, Token]] = OrderedDict()
         self._misses: OrderedDict[bytes, float] = OrderedDict()
-        self._keys_of: dict[str, bytes] = {}
+        # While a key that was replaced has its grace, two credentials lead to one row.
+        self._keys_of: dict[str, set[bytes]] = {}
         self._served: OrderedDict[bytes, None] = OrderedDict()
         self._generation = 0
 
@@ -319,12 +330,14 @@ class TokenCache:
 
     async def _read(self, presented: str) -> Row | None:
         hashes = self._vault.token_hashes(presented)
-        names = [f"h{number}" for number in range(len(hashes))]
-        row = await self._database.fetch_one(
-            f"{_SELECT}, t.secret_hash {_FROM} WHERE t.secret_hash IN ({', '.join(f':{name}' for name in names)})",
-            dict(zip(names, hashes, strict=True)),
-        )
-        if row and row["secret_hash"] != hashes[0]:
+        row = await find_by_hashes(self._database, hashes)
+        if row is None:
+            return None
+        if row["secret_hash"] not in hashes:
+            # The secret of before: it is good for the rest of its grace, to the millisecond, however long this is cached.
+            ends = [at for at in (row["expires_at"], row["previous_expires_at"]) if at is not None]
+            return {**row, "expires_at": min(ends)}
+        if row["secret_hash"] != hashes[0]:
             await self._rehash(row, hashes[0])
         return row
 
@@ -339,14 +352,20 @@ class TokenCache:
     def _remember(self, key: bytes, token: Token) -> None:
         self._known[key] = (self._clock() + ENTRY_SECONDS, token)
         self._known.move_to_end(key)
-        self._keys_of[token.id] = key
+        self._keys_of.setdefault(token.id, set()).add(key)
         self._served[key] = None
         self._served.move_to_end(key)
         if len(self._served) > self._size:
             self._served.popitem(last=False)
         if len(self._known) > self._size:
-            _, (_, oldest) = self._known.popitem(last=False)
-            self._keys_of.pop(oldest.id, None)
+            gone, (_, oldest) = self._known.popitem(last=False)
+            self._forget(gone, oldest.id)
+
+    def _forget(self, key: bytes, id: str) -> None:
+        keys = self._keys_of[id]
+        keys.discard(key)
+        if not keys:
+            del self._keys_of[id]
 
     def _remember_miss(self, key: bytes) -> None:
         self._misses[key] = self._clock() + MISS_SECONDS
@@ -355,13 +374,13 @@ class TokenCache:
 
     def on_change(self, change: Change) -> None:
         """Forget what a change made stale; a look-up under way begins anew."""
-        if change.kind not in ("token", "project", "everything"):
+        if change.kind not in ("token", "project", "reload", "everything"):
             return
         self._generation += 1
         self._misses.clear()
         if change.kind == "token":
-            key = self._keys_of.pop(change.ref, None)
-            self._known.pop(key, None) if key else None
+            for key in self._keys_of.pop(change.ref, ()):
+                self._known.pop(key, None)
         else:
             self._known.clear()
             self._keys_of.clear()

@@ -1,4 +1,4 @@
-"""Acts on the providers of a project: its own API keys."""
+"""Acts on providers: a project's own API keys, or, of no project, the shared pool."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from llm_proxy.db import Connection
 from llm_proxy.errors import AlreadyExists, Conflict, InvalidField, NotFound
 from llm_proxy.ids import new_id
 from llm_proxy.providers import Provider
+from llm_proxy.providers.mapping import model_mapping
 from llm_proxy.secret import Secret, mask
 from llm_proxy.upstream import check_base_url
 
@@ -21,6 +22,7 @@ FIELDS: dict[str, Field] = {
     "provider_type": text(100),
     "api_base": optional(text(2000)),
     "api_key": secret,
+    "model_mapping": model_mapping,
     "weight": whole(0, 1_000_000),
     "provider_params": mapping,
     "is_enabled": boolean,
@@ -38,6 +40,7 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
         "provider_type": provider.provider_type,
         "api_base": provider.api_base or (profile.base_url if profile else ""),
         "api_key": mask(provider.api_key.reveal()) if provider.api_key else None,
+        "model_mapping": provider.model_mapping,
         "weight": provider.weight,
         "provider_params": provider.provider_params,
         "is_enabled": provider.is_enabled,
@@ -47,34 +50,39 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
     }
 
 
-async def of_project(context: Context, project_id: str) -> list[Provider]:
-    """All providers of a project, by id."""
-    if await projects.get(context.database, project_id) is None:
+async def of_project(context: Context, project_id: str | None) -> list[Provider]:
+    """All providers of a project, or of the shared pool, by id."""
+    if project_id is not None and await projects.get(context.database, project_id) is None:
         raise NotFound("project")
     return await providers.of_project(context.database, context.vault, project_id)
 
 
-async def get(context: Context, project_id: str, id: str) -> Provider:
-    """One provider of a project."""
+async def get(context: Context, project_id: str | None, id: str) -> Provider:
+    """One provider of a project, or of the shared pool."""
     return await _existing(context, context.database, project_id, id)
 
 
-async def _existing(context: Context, connection: Connection, project_id: str, id: str) -> Provider:
+async def _existing(context: Context, connection: Connection, project_id: str | None, id: str) -> Provider:
     found = await providers.get(connection, context.vault, project_id, id)
     if found is None:
         raise NotFound("provider")
     return found
 
 
-async def create(context: Context, who: Who, project_id: str, given: Mapping[str, object]) -> Provider:
-    """Add a provider to a project."""
-    async with acting(context, who, "provider.create") as act:
+async def _concerns(act: Act, project_id: str | None) -> None:
+    if project_id is not None:
         await act.project(project_id)
+
+
+async def create(context: Context, who: Who, project_id: str | None, given: Mapping[str, object]) -> Provider:
+    """Add a provider to a project, or to the shared pool."""
+    async with acting(context, who, "provider.create") as act:
+        await _concerns(act, project_id)
         return await add(context, act, read({**FIELDS, "id": identifier}, given, required=("api_key",)))
 
 
 async def add(context: Context, act: Act, fields: Mapping[str, Any]) -> Provider:
-    """Add a provider to the project of an act; `fields` are read already, and hold api_key."""
+    """Add a provider to the project of an act, or to the shared pool when it has none; `fields` are read already, and hold api_key."""
     kind = fields.get("provider_type") or context.profiles.default_api
     columns = {
         "id": fields.get("id") or new_id(),
@@ -82,6 +90,7 @@ async def add(context: Context, act: Act, fields: Mapping[str, Any]) -> Provider
         "name": fields.get("name") or kind,
         "provider_type": kind,
         "api_base": _base(context, kind, fields.get("api_base")),
+        "model_mapping": fields.get("model_mapping", {}),
         "weight": fields.get("weight", 1),
         "provider_params": fields.get("provider_params", {}),
         "is_enabled": fields.get("is_enabled", True),
@@ -105,10 +114,10 @@ def _base(context: Context, kind: str, base: str | None) -> str:
     return ""
 
 
-async def update(context: Context, who: Who, project_id: str, id: str, given: Mapping[str, object]) -> Provider:
+async def update(context: Context, who: Who, project_id: str | None, id: str, given: Mapping[str, object]) -> Provider:
     """Change the named fields of a provider."""
     async with acting(context, who, "provider.update") as act:
-        await act.project(project_id)
+        await _concerns(act, project_id)
         before = await _existing(context, act.tx, project_id, id)
         # The masked key was shown, and sending it back must not replace the key by its mask.
         stored = {name: value for name, value in shown(context, before).items() if name != "api_key"}
@@ -136,10 +145,10 @@ async def change(context: Context, act: Act, before: Provider, columns: dict[str
     return after
 
 
-async def delete(context: Context, who: Who, project_id: str, id: str) -> None:
+async def delete(context: Context, who: Who, project_id: str | None, id: str) -> None:
     """Remove a provider; calls under way with its key go on."""
     async with acting(context, who, "provider.delete") as act:
-        await act.project(project_id)
+        await _concerns(act, project_id)
         before = await _existing(context, act.tx, project_id, id)
         await providers.delete(act.tx, id)
         act.details["provider"] = shown(context, before)

@@ -71,11 +71,11 @@ def _settings(path: pathlib.Path) -> Settings:
 
 
 async def _run(settings: Settings, key: str | None) -> None:
-    profiles = read_profiles(settings)
     async with AsyncExitStack() as stack:
         fake = await stack.enter_async_context(fake_provider.running())
         pool = [_fake_provider()]
-        context = await stack.enter_async_context(open_context(settings, _with_fake(profiles, fake), pool))
+        opened = open_context(settings, lambda: _with_fake(read_profiles(settings), fake), pool)
+        context = await stack.enter_async_context(opened)
         project = await _demo_project(context, key)
         token, expiry = await _demo_token(context, project)
         own = await context.providers.of_project(project.id) != pool

@@ -180,7 +180,7 @@ class Quota:
 
     def on_change(self, change: Change) -> None:
         """What was leased under another quota is spent no more, and goes back before the next is leased."""
-        concerned = {"token": [change.ref], "everything": list(self._leases)}.get(change.kind, [])
+        concerned = {"token": [change.ref], "everything": list(self._leases), "reload": list(self._leases)}.get(change.kind, [])
         for id in concerned:
             if lease := self._leases.get(id):
                 lease.changes += 1

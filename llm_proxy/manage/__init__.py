@@ -1,29 +1,10 @@
 """The management API on the proxy site: its routes."""
 
-from collections.abc import Awaitable, Callable
-from functools import wraps
-
 from aiohttp import web
 
-from llm_proxy.audit import Who
 from llm_proxy.manage import audit, cache, documents, events, projects, providers, tokens
-from llm_proxy.middleware import ask_for_body, decide_later, operator
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Guarded = Callable[[web.Request, Who], Awaitable[web.StreamResponse]]
-
-
-def guarded(handler: Guarded) -> Handler:
-    """Serve only an operator; the handler gets who it is."""
-
-    @wraps(handler)
-    async def serve(request: web.Request) -> web.StreamResponse:
-        who = operator(request)
-        await ask_for_body(request)
-        return await handler(request, who)
-
-    return serve
-
+from llm_proxy.middleware import decide_later
+from llm_proxy.requests import Guarded, guarded
 
 ROUTES: tuple[tuple[str, str, Guarded], ...] = (
     ("GET", "/manage/projects", projects.find),

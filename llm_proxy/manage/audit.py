@@ -8,7 +8,7 @@ from llm_proxy import audit
 from llm_proxy.audit import Who
 from llm_proxy.clock import from_rfc3339
 from llm_proxy.errors import NotFound
-from llm_proxy.manage.requests import answer_page, one_of, page, parameters
+from llm_proxy.requests import answer_page, one_of, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
 
 TIMES = ("start_time", "end_time")

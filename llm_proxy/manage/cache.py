@@ -4,7 +4,7 @@ from aiohttp import web
 
 from llm_proxy.acts import cache as acts
 from llm_proxy.audit import Who
-from llm_proxy.manage.requests import json_object, parameters
+from llm_proxy.requests import json_object, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
 
 

@@ -4,7 +4,7 @@ from aiohttp import web
 
 from llm_proxy.audit import Who
 from llm_proxy.events.statistics import shown
-from llm_proxy.manage.requests import parameters
+from llm_proxy.requests import parameters
 from llm_proxy.middleware import CONTEXT, answer_json
 
 

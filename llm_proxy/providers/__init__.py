@@ -1,9 +1,10 @@
 """Providers: places calls can go."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -11,6 +12,8 @@ from llm_proxy.changes import Change
 from llm_proxy.clock import now_ms
 from llm_proxy.db import Connection, Row
 from llm_proxy.db.sql import assignments
+from llm_proxy.errors import InvalidField
+from llm_proxy.providers.mapping import compile_mapping
 from llm_proxy.secret import Secret
 from llm_proxy.vault import Place, Undecipherable, Vault
 
@@ -19,12 +22,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Provider:
-    """A provider of a project.
+    """A provider of a project, or of the shared pool.
 
     Attributes:
+        project_id: None in the shared pool.
         api_base: its base URL, empty for the profile's.
         api_key: None when it cannot be decrypted; `problem` says why.
         provider_params: facts for its profile, such as `{"api_version": "..."}` for Azure.
+        problem: what in its row makes no sense, so that it is out of use; None when nothing does.
+        model_mapping: the provider's names of models, by names or globs of the client's; empty for the same names.
     """
 
     id: str
@@ -39,13 +45,17 @@ class Provider:
     created_at: int
     updated_at: int
     problem: str | None = None
+    model_mapping: Mapping[str, Any] = field(default_factory=dict)
 
 
 # Named one by one, so that a newer program may add columns while this one runs.
 _COLUMNS = (
-    "id, project_id, name, provider_type, api_base, api_key_ciphertext, weight, provider_params, is_enabled, "
+    "id, project_id, name, provider_type, api_base, api_key_ciphertext, model_mapping, weight, provider_params, is_enabled, "
     "created_at, updated_at"
 )
+
+
+_AS_JSON = ("model_mapping", "provider_params")
 
 
 def place_of(id: str) -> Place:
@@ -54,27 +64,79 @@ def place_of(id: str) -> Place:
 
 
 def _from_row(row: Row, vault: Vault) -> Provider:
+    """The provider of a row; what no write would have stored is left out, and `problem` says what that is."""
     values = {name: value for name, value in row.items() if name != "api_key_ciphertext"}
     key, problem = None, None
     try:
         key = vault.open(row["api_key_ciphertext"], place_of(row["id"]))
     except Undecipherable as error:
         problem = f"The API key cannot be read: {error}."
-        log.error("provider %s (%s) is out of use. %s", row["id"], row["name"], problem)
-    values["provider_params"] = orjson.loads(row["provider_params"])
-    return Provider(**{**values, "is_enabled": bool(row["is_enabled"]), "api_key": key, "problem": problem})
+    as_objects = {name: _object(row[name]) for name in _AS_JSON}
+    return Provider(
+        **{
+            **values,
+            **{name: value or {} for name, value in as_objects.items()},
+            "weight": row["weight"] if _is_weight(row["weight"]) else 0,
+            "is_enabled": bool(row["is_enabled"]),
+            "api_key": key,
+            "problem": problem or _nonsense({**row, **as_objects}, key),
+        }
+    )
+
+
+def _object(text: object) -> dict[str, Any] | None:
+    """The JSON object in a column; None when it holds something else."""
+    try:
+        value = orjson.loads(text) if isinstance(text, str | bytes) else None
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_weight(value: object) -> bool:
+    # SQLite stores text in a column of numbers, if somebody asks it to.
+    return isinstance(value, int) and value >= 0
+
+
+def _nonsense(row: Mapping[str, Any], key: Secret | None) -> str | None:
+    """What in a row makes no sense, its JSON read; None when nothing does."""
+    if key and not _is_sendable(key.reveal()):
+        return "The API key is empty, or has characters that no header may have."
+    if not _is_weight(row["weight"]):
+        return "weight is no whole number from 0."
+    if row["provider_params"] is None:
+        return "provider_params is no JSON object."
+    if row["model_mapping"] is None:
+        return "model_mapping is no JSON object."
+    try:
+        compile_mapping(row["model_mapping"])
+    except InvalidField as error:
+        return error.message
+    return "api_base is no URL." if row["api_base"] and not _is_url(row["api_base"]) else None
+
+
+def _is_sendable(key: str) -> bool:
+    return bool(key) and key.isascii() and key.isprintable() and " " not in key
+
+
+def _is_url(text: object) -> bool:
+    try:
+        parts = urlsplit(str(text))
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], key: Secret) -> Provider:
-    """Make a provider; `columns` hold id, project_id, name, provider_type, api_base, weight, provider_params, is_enabled.
+    """Make a provider; `columns` hold id, project_id, name, provider_type, api_base, weight and is_enabled, perhaps model_mapping
+    and provider_params.
 
     Raises:
         Conflict: the id is taken.
     """
     now = now_ms()
-    values = _stored({"provider_params": {}, **columns}) | {
+    values = _stored({"model_mapping": {}, "provider_params": {}, **columns}) | {
         "api_key_ciphertext": vault.seal(key, place_of(columns["id"])),
-        "model_mapping": "{}",
         "created_at": now,
         "updated_at": now,
     }
@@ -85,7 +147,7 @@ async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], key: 
 
 
 def _stored(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: orjson.dumps(value).decode() if name == "provider_params" else value for name, value in columns.items()}
+    return {name: orjson.dumps(value).decode() if name in _AS_JSON else value for name, value in columns.items()}
 
 
 async def update(tx: Connection, vault: Vault, id: str, columns: Mapping[str, Any], key: Secret | None = None) -> Provider | None:
@@ -103,19 +165,28 @@ async def delete(tx: Connection, id: str) -> None:
     await tx.execute("DELETE FROM providers WHERE id = :id", {"id": id})
 
 
-async def get(connection: Connection, vault: Vault, project_id: str, id: str) -> Provider | None:
-    """One provider of a project."""
-    params = {"id": id, "project_id": project_id}
-    row = await connection.fetch_one(f"SELECT {_COLUMNS} FROM providers WHERE id = :id AND project_id = :project_id", params)
+def _of(project_id: str | None) -> str:
+    """The condition on the owner, which NULL takes another word for."""
+    return "project_id IS NULL" if project_id is None else "project_id = :project_id"
+
+
+async def get(connection: Connection, vault: Vault, project_id: str | None, id: str) -> Provider | None:
+    """One provider of a project, or of the shared pool."""
+    sql = f"SELECT {_COLUMNS} FROM providers WHERE id = :id AND {_of(project_id)}"
+    row = await connection.fetch_one(sql, {"id": id, "project_id": project_id})
     return _from_row(row, vault) if row else None
 
 
-async def of_project(connection: Connection, vault: Vault, project_id: str) -> list[Provider]:
-    """All providers of a project, by id."""
-    rows = await connection.fetch_all(
-        f"SELECT {_COLUMNS} FROM providers WHERE project_id = :project_id ORDER BY id", {"project_id": project_id}
-    )
-    return [_from_row(row, vault) for row in rows]
+async def of_project(connection: Connection, vault: Vault, project_id: str | None) -> list[Provider]:
+    """All providers of a project, or of the shared pool, by id."""
+    sql = f"SELECT {_COLUMNS} FROM providers WHERE {_of(project_id)} ORDER BY id"
+    return [_from_row(row, vault) for row in await connection.fetch_all(sql, {"project_id": project_id})]
+
+
+async def count_enabled(connection: Connection) -> int:
+    """How many providers of the shared pool are enabled."""
+    row = await connection.fetch_one("SELECT COUNT(*) AS n FROM providers WHERE project_id IS NULL AND is_enabled")
+    return row["n"] if row else 0
 
 
 async def every(connection: Connection, vault: Vault, most: int) -> list[Provider]:
@@ -125,38 +196,57 @@ async def every(connection: Connection, vault: Vault, most: int) -> list[Provide
 
 
 class ProviderCache:
-    """The decrypted providers of the projects in use; a change drops those it concerns.
+    """The decrypted providers of the projects in use, with the shared pool; a change drops those it concerns.
 
     The database away: projects that were read before go on, others raise `DatabaseUnavailable`.
 
     Args:
-        pool: where the calls of projects without a provider of their own go.
+        pool: stands beside the shared pool of the database.
+        knows: whether there is a profile of this name.
     """
 
-    def __init__(self, database: Connection, vault: Vault, pool: Sequence[Provider] = ()) -> None:
+    def __init__(
+        self, database: Connection, vault: Vault, pool: Sequence[Provider] = (), knows: Callable[[str], bool] = lambda kind: True
+    ) -> None:
         self._database = database
         self._vault = vault
         self._pool = list(pool)
-        self._known: dict[str, list[Provider]] = {}
+        self._knows = knows
+        # The shared pool stands under None, and None for a project that has no provider of its own.
+        self._known: dict[str | None, list[Provider] | None] = {}
         self._generation = 0
+        self._reported: set[tuple[str, str]] = set()
 
     async def of_project(self, project_id: str) -> list[Provider]:
-        """The enabled, readable providers of a project, or, if it has none at all, the pool."""
-        known = self._known.get(project_id)
-        if known is not None:
-            return known
+        """The enabled, sound providers of a project, or, if it has none at all, the shared pool's."""
+        own = await self._usable(project_id)
+        if own is not None:
+            return own
+        return [*(await self._usable(None) or ()), *self._pool]
+
+    async def _usable(self, project_id: str | None) -> list[Provider] | None:
+        if project_id in self._known:
+            return self._known[project_id]
         generation = self._generation
         found = await of_project(self._database, self._vault, project_id)
-        usable = [provider for provider in found if provider.is_enabled and provider.api_key] if found else self._pool
+        usable = [provider for provider in found if provider.is_enabled and self._is_sound(provider)] if found else None
         if generation == self._generation:
             self._known[project_id] = usable
         return usable
 
+    def _is_sound(self, provider: Provider) -> bool:
+        problem = provider.problem or (None if self._knows(provider.provider_type) else "There is no profile of its type.")
+        if problem and (provider.id, problem) not in self._reported:
+            # Once, and not whenever its project is read again.
+            self._reported.add((provider.id, problem))
+            log.error("provider %s (%s) is out of use. %s", provider.id, provider.name, problem)
+        return problem is None
+
     def on_change(self, change: Change) -> None:
         """Forget what a change made stale; a read under way must not put it back."""
-        if change.kind == "everything":
+        if change.kind in ("everything", "reload"):
             self._generation += 1
             self._known.clear()
         elif change.kind in ("provider", "project"):
             self._generation += 1
-            self._known.pop(change.payload.get("project_id", "") if change.kind == "provider" else change.ref, None)
+            self._known.pop(change.payload.get("project_id") if change.kind == "provider" else change.ref, None)

@@ -12,7 +12,7 @@ from stage.house import House
 from stage.management import Management
 
 from llm_proxy.errors import ApiError
-from llm_proxy.manage.requests import read_object
+from llm_proxy.requests import read_object
 
 LISTS = ("/manage/projects", "/manage/tokens", "/manage/audit", "/manage/projects/{project}/providers")
 WRITES = (

@@ -1,20 +1,36 @@
-"""What a management request asks: its body, its page, its filters."""
+"""What a management request asks: who sends it, its body, its page, its filters."""
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import wraps
 from typing import Any, NoReturn
 
 from aiohttp import web
 
+from llm_proxy.audit import Who
 from llm_proxy.db.sql import Page
 from llm_proxy.errors import ApiError, InvalidField
-from llm_proxy.middleware import answer_json
+from llm_proxy.middleware import Handler, answer_json, ask_for_body, operator
 
 MOST = 200
 
+Guarded = Callable[[web.Request, Who], Awaitable[web.StreamResponse]]
+
 _LIMIT = re.compile(r"[1-9][0-9]{0,2}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def guarded(handler: Guarded) -> Handler:
+    """Serve only an operator; the handler gets who it is."""
+
+    @wraps(handler)
+    async def serve(request: web.Request) -> web.StreamResponse:
+        who = operator(request)
+        await ask_for_body(request)
+        return await handler(request, who)
+
+    return serve
 
 
 async def json_object(request: web.Request) -> dict[str, object]:
