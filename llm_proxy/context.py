@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from llm_proxy import logs
-from llm_proxy.audit import AuditLog
+from llm_proxy.audit import AuditLog, Who, event_of
 from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
@@ -30,9 +30,11 @@ from llm_proxy.news import open_news
 from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
+from llm_proxy.providers.breaker import Breakers, State
 from llm_proxy.providers.live import LiveProfiles
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
+from llm_proxy.providers.retries import RetryBudget
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
 from llm_proxy.settings import Settings
@@ -82,6 +84,12 @@ class Context:
     draining: bool = False
     stopping: bool = False
     active: int = 0
+    breakers: Breakers = field(init=False)
+    retries: RetryBudget = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))
+        self.retries = RetryBudget(lambda: self.active)
 
     @property
     def profiles(self) -> Profiles:
@@ -272,6 +280,15 @@ async def _start(context: Context) -> None:
     context.tasks.start("quota", context.quota.flush())
     context.tasks.start("audit", context.audit.write())
     context.tasks.start("audit retention", context.audit.expire())
+
+
+def _on_breaker(context: Context, provider_id: str, state: State, reason: str) -> None:
+    """Tell operators of a provider that is left alone, or taken back; loudly, when it is its key that is wrong."""
+    level = {"bad_key": logging.ERROR, "closed": logging.INFO}.get(state, logging.WARNING)
+    log.log(level, "provider %s: its breaker is %s, since %s", provider_id, state, reason)
+    if state == "bad_key":
+        facts = {"outcome": "failure", "reason": reason, "details": {"provider_id": provider_id}}
+        context.audit.append(event_of(Who("system"), "provider.key_refused", **facts))
 
 
 def _reload_if_asked(context: Context, change: Change) -> None:

@@ -1,7 +1,7 @@
 """The record of one call."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from llm_proxy.clock import now_ms, to_rfc3339
 from llm_proxy.ids import new_id
@@ -19,6 +19,21 @@ OUTCOMES = (
 )
 
 
+class FailedAttempt(TypedDict):
+    """A provider that was asked, and did not serve the call.
+
+    Attributes:
+        status: of its answer, None when there was none.
+        code: of the error in that case.
+        duration: in seconds.
+    """
+
+    provider: str
+    status: int | None
+    code: str | None
+    duration: float
+
+
 @dataclass
 class Event:
     """One call, filled in as it goes along, published once when it ends; times are milliseconds, durations seconds.
@@ -34,6 +49,7 @@ class Event:
         connect: until the request was handed to the provider's connection.
         first_byte: from then until the first byte of the answer.
         attempts: how many providers were tried.
+        failed_attempts: what became of those before the last one.
         cache: what the cache had to do with it, in the words of `X-PROXY-CACHE`; None when it was not asked.
         request_body: its beginning, without credentials, where OBSERVABILITY_CAPTURE asks for it.
         reply_body: likewise.
@@ -68,6 +84,7 @@ class Event:
     request_bytes: int = 0
     reply_bytes: int = 0
     attempts: int = 0
+    failed_attempts: list[FailedAttempt] = field(default_factory=list)
     cache: str | None = None
     usage: Usage = NO_USAGE
     request_body: str | None = None

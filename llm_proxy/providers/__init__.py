@@ -1,5 +1,6 @@
 """Providers: places calls can go."""
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from llm_proxy.clock import now_ms
 from llm_proxy.db import Connection, Row
 from llm_proxy.db.sql import assignments
 from llm_proxy.errors import InvalidField
-from llm_proxy.providers.mapping import compile_mapping
+from llm_proxy.providers.mapping import ModelMapping, compile_mapping
 from llm_proxy.secret import Secret
 from llm_proxy.vault import Place, Undecipherable, Vault
 
@@ -46,6 +47,15 @@ class Provider:
     updated_at: int
     problem: str | None = None
     model_mapping: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def mapping(self) -> ModelMapping:
+        """The models that it serves.
+
+        Raises:
+            InvalidField: there is no sense in it; `problem` says so too.
+        """
+        return compile_mapping(self.model_mapping)
 
 
 # Named one by one, so that a newer program may add columns while this one runs.

@@ -16,6 +16,7 @@ from llm_proxy.ids import new_id, valid_request_id
 from llm_proxy.limits.rates import Decision, Standing
 from llm_proxy.peers import Peer
 from llm_proxy.providers import Provider
+from llm_proxy.providers.mapping import ModelMapping
 from llm_proxy.providers.profiles import Profile
 from llm_proxy.proxy.body import Body
 from llm_proxy.proxy.capture import captures, reply_text, request_text
@@ -37,10 +38,30 @@ def shown(text: str | None) -> str | None:
 
 
 class Route(NamedTuple):
-    """Where a call may go: a provider, with the profile of its type."""
+    """Where a call may go: a provider, with the profile of its type.
+
+    Attributes:
+        model: the provider's name for the model, None when the call names none.
+    """
 
     provider: Provider
     profile: Profile
+    model: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The provider's id."""
+        return self.provider.id
+
+    @property
+    def weight(self) -> int:
+        """The provider's share among those that may serve a call."""
+        return self.provider.weight
+
+    @property
+    def mapping(self) -> ModelMapping:
+        """The models that the provider serves."""
+        return self.provider.mapping
 
     @property
     def base_url(self) -> str:
@@ -75,6 +96,7 @@ class Call:
         self.token: Token
         self.recognised = False
         self.body = Body()
+        self.model: str | None = None
         self.wants_stream = False
         self.wants_usage = False
         self.reached_provider = False

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import random
 
 from aiohttp import HttpVersion11, web
 
@@ -13,7 +12,8 @@ from llm_proxy.errors import ApiError, ClientGone, UpstreamError
 from llm_proxy.grammar import check_head, read_target
 from llm_proxy.logs import request_ids
 from llm_proxy.middleware import peer_of_request
-from llm_proxy.providers import policy
+from llm_proxy.providers import policy, routing
+from llm_proxy.providers.mapping import without_suffix
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
@@ -140,7 +140,8 @@ def answer_expectation(call: Call) -> None:
 async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
     """Read the body as far as rules and routing need it; what is left of the providers once it is known."""
     request, allowed = call.request, call.token.allowed_models
-    restricted = bool(allowed) or any(route.profile.param_whitelist for route in routes)
+    restricted = bool(allowed) or any(route.profile.param_whitelist or not route.mapping.serves_all for route in routes)
+    restricted = restricted or bool(call.context.settings.provider_suffix)
     if restricted and request.can_read_body and request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError("encoded_body", "This call's parameters must be read. Send the body without Content-Encoding.")
     with call.waiting():
@@ -148,12 +149,22 @@ async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
     parameters = read_parameters(call, strict=restricted)
     call.wants_stream = (parameters or {}).get("stream") is True
     call.wants_usage = asks_for_usage(parameters or {})
-    model = policy.model_of(call.target.path, parameters)
-    call.event.model = shown(model)
-    policy.check_model(allowed, model, required=policy.needs_model(request.method, call.target.path))
+    call.model = policy.model_of(call.target.path, parameters)
+    call.event.model = shown(call.model)
     profiles = [route.profile for route in routes]
     admitted = policy.admit(profiles, request.method, call.target.path, request.headers, parameters or {})
-    return [route for route in routes if route.profile in admitted]
+    return admit_model(call, [route for route in routes if route.profile in admitted])
+
+
+def admit_model(call: Call, routes: list[Route]) -> list[Route]:
+    """The providers that serve the model, each with its own name for it."""
+    model = call.model and without_suffix(call.model, call.context.settings.provider_suffix)
+    required = policy.needs_model(call.request.method, call.target.path)
+    policy.check_model(call.token.allowed_models, model, required=required)
+    serving = [route._replace(model=name) for route, name in routing.serving(routes, model)]
+    if not serving:
+        raise ApiError("model_not_found", "No provider of this token serves the model. GET /v1/models lists what is served.")
+    return serving
 
 
 def read_parameters(call: Call, *, strict: bool) -> dict[str, object] | None:
@@ -186,22 +197,15 @@ async def respond(call: Call, routes: list[Route]) -> Reply:
             await turn.decide()
         if stored := turn.entry:
             if turn.wants_refresh:
-                refresh(call, choose(routes), turn)
+                refresh(call, routes, turn)
             return await replay(call, turn, stored)
-        return await forward(call, choose(routes), turn)
+        return await forward(call, routes, turn)
     except UpstreamError:
         if not call.reply.started and (stored := turn.instead_of(None)):
             return await replay(call, turn, stored)
         raise
     finally:
         turn.close()
-
-
-def choose(routes: list[Route]) -> Route:
-    """One of the providers by weight; weight 0 only when nothing else is left."""
-    weights = [route.provider.weight for route in routes]
-    [route] = random.choices(routes, weights if any(weights) else None)
-    return route
 
 
 async def tell(call: Call, error: ApiError) -> Reply:

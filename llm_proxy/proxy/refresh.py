@@ -4,23 +4,24 @@ import asyncio
 import logging
 
 from llm_proxy.errors import UpstreamError
+from llm_proxy.providers import routing
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route
-from llm_proxy.proxy.forward import request_to, timeouts_of
+from llm_proxy.proxy.outgoing import request_to, timeouts_of
 from llm_proxy.upstream import Answer
 
 log = logging.getLogger(__name__)
 
 
-def refresh(call: Call, route: Route, turn: Turn) -> None:
+def refresh(call: Call, routes: list[Route], turn: Turn) -> None:
     """Begin to fetch anew what the call is answered with, unless that is under way; the call does not wait for it."""
-    fetch = turn.behind_the_call()
-    if fetch:
+    route = routing.choose(routes, lambda one: call.context.breakers.of(one.provider).admits())
+    if route and (fetch := turn.behind_the_call()):
         call.context.tasks.start("refresh of a stored answer", _refresh(call, route, fetch))
 
 
 async def _refresh(call: Call, route: Route, turn: Turn) -> None:
-    timeouts = timeouts_of(call, route)
+    timeouts = timeouts_of(call, route.profile)
     try:
         async with asyncio.timeout(timeouts.total):
             answer = await call.context.upstream.open(request_to(call, route, turn, timeouts, lambda: None))

@@ -97,6 +97,12 @@ class Settings:
         "providers", parse_text, "config/api_providers.yaml", "The provider profiles; the packaged file when this one is absent."
     )
     default_api_provider: str = setting("providers", parse_text, "", "The profile of new projects, over the file's default_api.")
+    provider_suffix: str = setting(
+        "providers", parse_text, "", "A name that models may have in front: with `acme`, `acme/gpt-4` means `gpt-4`."
+    )
+    upstream_max_attempts: int = setting(
+        "providers", parse_count, "3", "At how many providers a call is tried while none has begun to work on it."
+    )
     request_timeout_secs: float = setting(
         "providers", parse_duration, "0", "Replaces first_byte and idle of every profile; 0 for the profile's own."
     )

@@ -1,0 +1,47 @@
+"""What a provider gets for a call."""
+
+import dataclasses
+from collections.abc import Callable
+
+from llm_proxy.providers.profiles import Profile, Timeouts
+from llm_proxy.proxy import headers, urls
+from llm_proxy.proxy.caching import Turn
+from llm_proxy.proxy.call import Call, Route
+from llm_proxy.upstream import Request
+
+
+def timeouts_of(call: Call, profile: Profile) -> Timeouts:
+    """The profile's timeouts, or what the settings put in their place."""
+    timeouts, settings = profile.timeouts, call.context.settings
+    if settings.request_timeout_secs:
+        timeouts = dataclasses.replace(timeouts, first_byte=settings.request_timeout_secs, idle=settings.request_timeout_secs)
+    if settings.ttft_timeout_secs and call.wants_stream:
+        timeouts = dataclasses.replace(timeouts, first_byte=min(timeouts.first_byte, settings.ttft_timeout_secs))
+    return timeouts
+
+
+def request_to(call: Call, route: Route, turn: Turn, timeouts: Timeouts, on_sent: Callable[[], None]) -> Request:
+    """What the provider gets for a call."""
+    path, profile = call.target.path, route.profile
+    key = route.provider.api_key
+    assert key is not None
+    sent = headers.to_provider(
+        turn.request_headers(call.request.raw_headers),
+        auth=profile.auth_of(path),
+        key=key.reveal(),
+        defaults=profile.default_headers,
+        request_id=call.request_id,
+        correlation_id=call.correlation_id,
+    )
+    query = urls.with_defaults(call.target.query, route.query_defaults(path))
+    return Request(
+        method=call.request.method,
+        url=urls.join(route.base_url, path) + query,
+        headers=sent,
+        body=call.body.content(),
+        length=call.body.length,
+        profile=profile,
+        timeouts=timeouts,
+        trusted=route.base_url == profile.base_url,
+        on_sent=on_sent,
+    )
