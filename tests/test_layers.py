@@ -19,7 +19,7 @@ FLOORS = (
     {"db", "vault", "metrics", "logs", "systemd", "dialects", "grammar", "peers", "tasks", "redis_client", "failures"},
     {"changes", "redis_link"},
     {"projects", "tokens", "audit", "usage", "running", "operators"},
-    {"limits", "cache", "events", "providers"},
+    {"limits", "cache", "events", "providers", "master_keys"},
     {"upstream"},
     {"context"},
     {"middleware", "guard", "acts"},

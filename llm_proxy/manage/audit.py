@@ -8,8 +8,8 @@ from llm_proxy import audit
 from llm_proxy.audit import Who
 from llm_proxy.clock import from_rfc3339
 from llm_proxy.errors import NotFound
-from llm_proxy.requests import answer_page, one_of, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
+from llm_proxy.requests import answer_page, one_of, page, parameters
 
 TIMES = ("start_time", "end_time")
 OUTCOMES = ("success", "failure", "denied", "error")

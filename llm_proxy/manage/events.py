@@ -4,8 +4,8 @@ from aiohttp import web
 
 from llm_proxy.audit import Who
 from llm_proxy.events.statistics import shown
-from llm_proxy.requests import parameters
 from llm_proxy.middleware import CONTEXT, answer_json
+from llm_proxy.requests import parameters
 
 
 async def stats(request: web.Request, who: Who) -> web.Response:

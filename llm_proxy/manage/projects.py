@@ -7,8 +7,8 @@ from aiohttp import web
 from llm_proxy import projects
 from llm_proxy.acts import projects as acts
 from llm_proxy.audit import Who
-from llm_proxy.requests import answer_page, json_object, one_of, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
+from llm_proxy.requests import answer_page, json_object, one_of, page, parameters
 
 
 async def find(request: web.Request, who: Who) -> web.Response:

@@ -5,8 +5,8 @@ from aiohttp import web
 from llm_proxy.acts import providers as acts
 from llm_proxy.acts.fields import identifier
 from llm_proxy.audit import Who
-from llm_proxy.requests import answer_page, json_object, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
+from llm_proxy.requests import answer_page, json_object, page, parameters
 
 
 async def find(request: web.Request, who: Who) -> web.Response:

@@ -5,8 +5,8 @@ from aiohttp import web
 from llm_proxy import tokens
 from llm_proxy.acts import tokens as acts
 from llm_proxy.audit import Who
-from llm_proxy.requests import answer_page, json_object, one_of, page, parameters
 from llm_proxy.middleware import CONTEXT, answer_json
+from llm_proxy.requests import answer_page, json_object, one_of, page, parameters
 
 
 async def find(request: web.Request, who: Who) -> web.Response:
