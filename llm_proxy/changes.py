@@ -23,7 +23,8 @@ class Change(NamedTuple):
     """One change.
 
     Attributes:
-        kind: project, provider, token, cache_purge, reload; `everything` when so much was missed that nothing cached may be trusted.
+        kind: project, provider, token, cache_purge, reload; `everything` when so much was missed that nothing cached may be
+            trusted.
         ref: the id of what changed.
         payload: further facts for the listener.
     """

@@ -8,6 +8,10 @@ from llm_proxy.clock import now_ms
 from llm_proxy.db import Connection, Row
 from llm_proxy.db.sql import Page, assignments, select_page
 
+# The project of master keys, made with the first of them. A UUID like those of other projects, older than all.
+DEFAULT_ID = "00000000-0000-7000-8000-000000000000"
+DEFAULT_NAMES = ("default", "default (built-in)")
+
 
 @dataclass(frozen=True)
 class Project:
@@ -54,6 +58,20 @@ async def insert(tx: Connection, id: str, name: str, limits: Mapping[str, int | 
     )
     assert row is not None
     return _from_row(row)
+
+
+async def ensure_default(tx: Connection) -> None:
+    """Make the built-in project if it is missing; where somebody took its name before, it has another."""
+    now = now_ms()
+    for name in DEFAULT_NAMES:
+        # Another process may make it at the same time; with any other conflict, the next name is tried.
+        await tx.execute(
+            "INSERT INTO projects (id, name, is_active, created_at, updated_at) VALUES (:id, :name, :on, :now, :now) "
+            "ON CONFLICT DO NOTHING",
+            {"id": DEFAULT_ID, "name": name, "on": True, "now": now},
+        )
+        if await get(tx, DEFAULT_ID):
+            return
 
 
 async def get(connection: Connection, id: str) -> Project | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from aiohttp import web
 
-from llm_proxy import admin, grammar, health, manage, systemd
+from llm_proxy import admin, admin_v1, grammar, health, manage, systemd
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError, StartError
 from llm_proxy.guard import Guard, Limits, refusal
@@ -39,7 +39,7 @@ CUT_SECONDS = 0.8
 # Files that connections leave to the database, the log and the admin site.
 RESERVED_FILES = 512
 ADMIN_CONNECTIONS = 256
-OUR_PATHS = ("/manage", "/health", "/live", "/ready")
+OUR_PATHS = ("/manage", "/admin/v1", "/health", "/live", "/ready")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def create_proxy_app(context: Context) -> web.Application:
     app = web.Application(middlewares=[frame])
     app[CONTEXT] = context
     manage.add_routes(app)
+    admin_v1.add_routes(app)
     health.add_routes(app)
     return app
 

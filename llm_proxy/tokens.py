@@ -165,6 +165,7 @@ _SELECT = (
     "p.max_parallel AS project_max_parallel"
 )
 _FROM = "FROM tokens t JOIN projects p ON p.id = t.project_id"
+SELECT_WITH_GRACE = f"{_SELECT}, t.secret_hash, t.previous_expires_at {_FROM}"
 _LIVE = "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now)"
 _STATUS = {
     "active": f"{_LIVE} AND (t.max_requests IS NULL OR t.request_count < t.max_requests)",
@@ -175,7 +176,8 @@ _STATUS = {
 STATUSES = tuple(_STATUS)
 
 
-def _from_row(row: Row) -> Token:
+def from_row(row: Row) -> Token:
+    """The token of a row, which may have further columns."""
     values = {
         **row,
         "allowed_models": tuple(orjson.loads(row["allowed_models"])),
@@ -219,7 +221,7 @@ async def find_by_hashes(connection: Connection, hashes: Sequence[str]) -> Row |
     names = [f"h{number}" for number in range(len(hashes))]
     among = f"IN ({', '.join(f':{name}' for name in names)})"
     return await connection.fetch_one(
-        f"{_SELECT}, t.secret_hash, t.previous_expires_at {_FROM} WHERE t.secret_hash {among} OR t.previous_secret_hash {among} "
+        f"{SELECT_WITH_GRACE} WHERE t.secret_hash {among} OR t.previous_secret_hash {among} "
         f"ORDER BY CASE WHEN t.secret_hash {among} THEN 0 ELSE 1 END LIMIT 1",
         dict(zip(names, hashes, strict=True)),
     )
@@ -228,7 +230,7 @@ async def find_by_hashes(connection: Connection, hashes: Sequence[str]) -> Row |
 async def get(connection: Connection, id: str) -> Token | None:
     """One token by its id."""
     row = await connection.fetch_one(f"{_SELECT} {_FROM} WHERE t.id = :id", {"id": id})
-    return _from_row(row) if row else None
+    return from_row(row) if row else None
 
 
 async def find(connection: Connection, page: Page, *, project_id: str | None = None, status: str | None = None) -> list[Token]:
@@ -239,7 +241,7 @@ async def find(connection: Connection, page: Page, *, project_id: str | None = N
     if status:
         conditions.append(_STATUS[status])
     rows = await select_page(connection, f"{_SELECT} {_FROM}", conditions, {**params, "project_id": project_id}, page, key="t.id")
-    return [_from_row(row) for row in rows]
+    return [from_row(row) for row in rows]
 
 
 async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Token | None:
@@ -324,7 +326,7 @@ class TokenCache:
         if row is None:
             self._remember_miss(key)
             raise unknown_token()
-        token = _from_row(row)
+        token = from_row(row)
         self._remember(key, token)
         return token
 

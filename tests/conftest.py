@@ -14,6 +14,7 @@ import pytest
 import uvloop
 from stage import secrets
 from stage.house import House, migrated, migrated_database, open_house, settings_for
+from stage.management import Management, managing
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
 from stage.redis import RedisServer, running_redis
@@ -164,3 +165,24 @@ async def fake() -> AsyncIterator[str]:
     """The URL of the fake provider, which speaks both dialects."""
     async with fake_provider.running() as url:
         yield url
+
+
+@pytest.fixture
+async def each_house(settings: Settings) -> AsyncIterator[House]:
+    """The whole program, once on each database."""
+    async with open_house(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def api(house: House) -> AsyncIterator[Management]:
+    """The operator of a house on SQLite."""
+    async with managing(house) as operator:
+        yield operator
+
+
+@pytest.fixture
+async def each_api(each_house: House) -> AsyncIterator[Management]:
+    """The operator of a house, once on each database."""
+    async with managing(each_house) as operator:
+        yield operator

@@ -20,7 +20,7 @@ FLOORS = (
     {"db", "vault", "metrics", "logs", "systemd", "dialects", "grammar", "peers", "tasks", "redis_client", "failures"},
     {"changes", "redis_link", "news"},
     {"projects", "tokens", "audit", "usage", "running", "operators"},
-    {"limits", "cache", "events", "providers"},
+    {"limits", "cache", "events", "providers", "master_keys"},
     {"upstream"},
     {"context"},
     {"middleware", "guard", "acts"},

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from llm_proxy import providers, tokens
+from llm_proxy import master_keys, providers
 from llm_proxy.acts import acting
 from llm_proxy.audit import Who
 from llm_proxy.changes import version
 from llm_proxy.clock import to_rfc3339
-from llm_proxy.context import Context
+from llm_proxy.context import Context, reload_or_log
 from llm_proxy.errors import ApiError, SettingsError
 
 
@@ -25,11 +25,11 @@ async def reload(context: Context, who: Who) -> dict[str, Any]:
             raise ApiError("invalid_profiles", f"The profiles stay as they were. {problem}")
         act.changed("reload", "")
     # The change has started the same here; the answer must not come before its end.
-    await context.reload()
+    await reload_or_log(context)
     return {
         **await shown(context),
         "providers_count": await providers.count_enabled(context.database),
-        "credentials_count": await tokens.count_master_keys(context.database),
+        "credentials_count": await master_keys.count_enabled(context.database),
     }
 
 

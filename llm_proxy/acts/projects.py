@@ -71,6 +71,8 @@ async def update(context: Context, who: Who, id: str, given: Mapping[str, object
     async with acting(context, who, "project.update") as act:
         before = await act.project(id)
         fields = read_changes(CHANGEABLE, given, shown(before))
+        if id == projects.DEFAULT_ID and "name" in fields:
+            raise ApiError("built_in_project", "The built-in project keeps its name.", param="name")
         key, revoke = fields.pop("api_key", None), fields.pop("revoke_tokens", False)
         after = await _write(act, before, fields)
         if key:
@@ -113,6 +115,8 @@ async def deactivate(context: Context, who: Who, id: str) -> None:
     """Stop a project: nothing is served for it any more, and its tokens are revoked for good; the data stays."""
     async with acting(context, who, "project.delete") as act:
         before = await act.project(id)
+        if id == projects.DEFAULT_ID:
+            raise ApiError("built_in_project", "The built-in project cannot be deleted. PATCH is_active stops its master keys.")
         if before.is_active:
             await _write(act, before, {"is_active": False})
         act.details["revoked_count"], _ = await tokens.revoke_all(act.tx, id)

@@ -82,7 +82,7 @@ async def create(context: Context, who: Who, project_id: str | None, given: Mapp
 
 
 async def add(context: Context, act: Act, fields: Mapping[str, Any]) -> Provider:
-    """Add a provider to the project of an act, or to the shared pool when it has none; `fields` are read already, and hold api_key."""
+    """Add a provider to the project of an act, to the shared pool when it has none; `fields` are read, and hold api_key."""
     kind = fields.get("provider_type") or context.profiles.default_api
     columns = {
         "id": fields.get("id") or new_id(),

@@ -79,8 +79,12 @@ def shown(context: Context, token: Token) -> dict[str, Any]:
 
 async def get(context: Context, id: str) -> Token:
     """One token."""
-    found = await tokens.get(context.database, id)
-    if found is None:
+    return _withering(await tokens.get(context.database, id))
+
+
+def _withering(found: Token | None) -> Token:
+    """A token that was found; master keys, which are never to expire, have acts of their own."""
+    if found is None or found.kind != "token":
         raise NotFound("token")
     return found
 
@@ -131,8 +135,6 @@ async def revoke(context: Context, who: Who, id: str) -> None:
 
 async def _found(act: Act, id: str) -> Token:
     """The token that an act concerns."""
-    token = await tokens.get(act.tx, id)
-    if token is None:
-        raise NotFound("token")
+    token = _withering(await tokens.get(act.tx, id))
     act.token_id, act.project_id = token.id, token.project_id
     return token

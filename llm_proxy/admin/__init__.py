@@ -7,7 +7,7 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
-from llm_proxy import __version__, health
+from llm_proxy import __version__, admin_v1, health
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError
 from llm_proxy.middleware import CONTEXT, frame
@@ -47,6 +47,7 @@ def create_app(context: Context) -> web.Application:
     app.router.add_get("/admin", to_admin)
     app.router.add_get("/admin/", welcome)
     app.router.add_get("/admin/static/{name}", static)
+    admin_v1.add_routes(app)
     health.add_routes(app, metrics_to_all=True)
     return app
 

@@ -11,14 +11,13 @@ from collections.abc import Iterator
 
 import click
 
+from llm_proxy.acts import checks
 from llm_proxy.cli import options
 from llm_proxy.context import Context, open_context, read_profiles
 from llm_proxy.db import Database, migrate
 from llm_proxy.errors import ApiError, StartError
 from llm_proxy.providers import Provider, every
-from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.settings import Settings, check_serving
-from llm_proxy.upstream import Request
 
 OLDEST_POSTGRES = 13
 MOST_PROVIDERS = 100
@@ -152,30 +151,13 @@ async def _state(settings: Settings, database: Database) -> str:
 
 async def _problem(context: Context, provider: Provider, offline: bool) -> str:
     """What is wrong with a provider, empty when nothing."""
-    if provider.problem:
-        return provider.problem
-    if provider.provider_type not in context.profiles.apis:
-        return f"there is no profile {provider.provider_type}; known are {', '.join(context.profiles.apis)}"
+    if problem := checks.problem_of(context, provider):
+        return problem
     if offline:
         return ""
+    profile = context.profiles.get(provider.provider_type)
+    ask = checks.list_models(profile, provider.api_base or profile.base_url)
     try:
-        status = await _status(context, provider)
+        return checks.wrong_of_list(await checks.status_of(context, provider, ask, PROVIDER_SECONDS)) or ""
     except ApiError as error:
         return error.message
-    if status in (401, 403):
-        return f"the provider refuses the key ({status})"
-    return f"the provider answers {status}" if status >= 500 else ""
-
-
-async def _status(context: Context, provider: Provider) -> int:
-    """How a provider answers to the list of its models, which costs nothing; not all of them have one."""
-    assert provider.api_key is not None
-    profile = context.profiles.get(provider.provider_type)
-    auth = profile.auth_of("/v1/models")
-    base = provider.api_base or profile.base_url
-    url = base + ("/models" if base.endswith("/v1") else "/v1/models")
-    headers = [*profile.default_headers.items(), (auth.header, auth.value(provider.api_key.reveal()))]
-    trusted, timeouts = base == profile.base_url, Timeouts(first_byte=PROVIDER_SECONDS)
-    answer = await context.upstream.open(Request("GET", url, headers, None, None, profile, timeouts, trusted, lambda: None))
-    answer.abort()
-    return answer.status

@@ -4,16 +4,6 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from stage.house import House, open_house
-
-from llm_proxy.settings import Settings
-
-
-@pytest.fixture
-async def each_house(settings: Settings) -> AsyncIterator[House]:
-    """The whole program, once on each database."""
-    async with open_house(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -1,0 +1,48 @@
+"""Lists in the shape that scripts of the predecessor know."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from aiohttp import web
+
+from llm_proxy.acts.configuration import shown as shown_version
+from llm_proxy.acts.fields import identifier
+from llm_proxy.errors import InvalidField
+from llm_proxy.middleware import CONTEXT, answer_json
+from llm_proxy.requests import parameters
+
+# Those scripts know of no pages: what they manage fits into one.
+MOST = 1000
+
+_LIMIT = re.compile(r"[1-9][0-9]{0,3}")
+
+
+class Slice(NamedTuple):
+    """The part of a list that is asked for: `limit` entries at most, those behind the id `after`."""
+
+    limit: int
+    after: str
+
+
+def asked_slice(request: web.Request) -> Slice:
+    """What `limit` and `after` ask for.
+
+    Raises:
+        InvalidField: one of them cannot be used, or there is another parameter.
+    """
+    given = parameters(request, ("limit", "after"))
+    limit = given.get("limit", str(MOST))
+    if not _LIMIT.fullmatch(limit) or int(limit) > MOST:
+        raise InvalidField("limit", f"give a whole number from 1 to {MOST}.")
+    return Slice(int(limit), identifier("after", given["after"]) if "after" in given else "")
+
+
+async def answer_list(
+    request: web.Request, name: str, rows: Sequence[Any], asked: Slice, show: Callable[[Any], dict[str, Any]]
+) -> web.Response:
+    """A list under its name, with the version of what is stored; `rows` hold one more than asked when there are more."""
+    version = (await shown_version(request.app[CONTEXT]))["version"]
+    page, more = rows[: asked.limit], len(rows) > asked.limit
+    listed = {name: [show(row) for row in page], "has_more": more, "next": page[-1].id if more else None}
+    return answer_json({"version": version, **listed})
