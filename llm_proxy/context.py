@@ -31,6 +31,7 @@ from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
 from llm_proxy.providers.breaker import Breakers, State
+from llm_proxy.providers.listed import ListedModels
 from llm_proxy.providers.live import LiveProfiles
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
@@ -86,6 +87,7 @@ class Context:
     active: int = 0
     breakers: Breakers = field(init=False)
     retries: RetryBudget = field(init=False)
+    listed_models: ListedModels = field(default_factory=ListedModels)
 
     def __post_init__(self) -> None:
         self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))

@@ -284,6 +284,11 @@ def needs_model(method: str, path: str) -> bool:
     return method == "POST" and matches_any(_MODEL_ENDPOINTS, path.removeprefix("/openai"))
 
 
+def allows(allowed: Sequence[str], model: str) -> bool:
+    """Whether a token with this list may use a model; an empty list is for all."""
+    return not allowed or _fits(allowed, model)
+
+
 def check_model(allowed: Sequence[str], model: str | None, *, required: bool = False) -> None:
     """Refuse a model that a token may not use.
 
@@ -298,7 +303,7 @@ def check_model(allowed: Sequence[str], model: str | None, *, required: bool = F
     Raises:
         ApiError: `model_not_allowed`.
     """
-    if not allowed or (model is None and not required) or _fits(allowed, model or ""):
+    if (model is None and not required) or allows(allowed, model or ""):
         return
     problem = (
         "This token may use certain models only, and the call names none"

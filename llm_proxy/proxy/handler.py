@@ -20,8 +20,9 @@ from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.counting import asks_for_usage
 from llm_proxy.proxy.credentials import presented_token
 from llm_proxy.proxy.forward import forward
+from llm_proxy.proxy.models import asks_for_models, models_of
 from llm_proxy.proxy.refresh import refresh
-from llm_proxy.proxy.replay import replay
+from llm_proxy.proxy.replay import passed_on, replay
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.tokens import Token
 
@@ -47,6 +48,8 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
         answer_expectation(call)
         routes = await admit_body(call, routes)
         await take_request(call)
+        if asks_for_models(call, routes):
+            return await answer_models(call, routes)
         return await respond(call, routes)
     except ApiError as error:
         return await tell(call, error)
@@ -187,6 +190,17 @@ async def take_request(call: Call) -> None:
     """Take from the quota; refused, the rates and slots go back too, as they do for all that was refused before."""
     with call.timed("limit"):
         await call.take_request()
+
+
+async def answer_models(call: Call, routes: list[Route]) -> Reply:
+    """200, with what the token may call."""
+    with call.waiting():
+        body = await models_of(call, routes)
+    call.begin_reply(200, "", passed_on(call, routes, [(b"Content-Type", b"application/json")], {}), len(body))
+    body = body if call.reply.has_body else b""
+    call.publish("completed", last=body)
+    await call.reply.end(body)
+    return call.reply
 
 
 async def respond(call: Call, routes: list[Route]) -> Reply:
