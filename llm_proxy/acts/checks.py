@@ -188,7 +188,7 @@ async def status_of(context: Context, provider: Provider, ask: Ask, seconds: flo
         async with asyncio.timeout(seconds):
             answer = await context.upstream.open(request)
     except TimeoutError:
-        raise UpstreamTimeout("The provider takes too long.") from None
+        raise UpstreamTimeout("The provider did not begin its answer in time.") from None
     answer.abort()
     return answer.status
 
@@ -207,7 +207,7 @@ def request_of(provider: Provider, profile: Profile, ask: Ask, seconds: float) -
         body=body,
         length=None if body is None else len(body),
         profile=profile,
-        timeouts=Timeouts(connect=seconds, first_byte=seconds),
+        timeouts=Timeouts(connect=min(5.0, seconds), first_byte=seconds),
         trusted=base == profile.base_url,
         on_sent=lambda: None,
     )

@@ -20,7 +20,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"api_key": KEY, "id": "x" * 101}, "invalid_field", "id"),
     ({"api_key": KEY, "id": 7}, "invalid_field", "id"),
     ({"api_key": KEY, "project_id": "other"}, "invalid_field", "project_id"),
-    ({"api_key": KEY, "model_mapping": {}}, "invalid_field", "model_mapping"),
+    ({"api_key": KEY, "model_mapping": {"gpt-4": "acme-*"}}, "invalid_field", "model_mapping.gpt-4"),
     ({"api_key": KEY, "weight": -1}, "invalid_field", "weight"),
     ({"api_key": KEY, "weight": 1_000_001}, "invalid_field", "weight"),
     ({"api_key": KEY, "weight": 10**30}, "invalid_field", "weight"),

@@ -175,6 +175,7 @@ async def test_the_cache_reads_a_project_once_until_it_changes(database: Databas
     ],
 )
 async def test_what_concerns_another_is_no_reason_to_read_again(database: Database, project: str, change: Change) -> None:
+    await make(database, project)
     reading = Reading(database)
     cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
     await cache.of_project(project)
