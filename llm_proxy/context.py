@@ -17,6 +17,7 @@ from llm_proxy.audit import AuditLog, Who, event_of
 from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
+from llm_proxy.db.timed import TimedDatabase
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
@@ -36,6 +37,7 @@ from llm_proxy.providers.live import LiveProfiles
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
 from llm_proxy.providers.retries import RetryBudget
+from llm_proxy.providers.statistics import KnownLabels, ProviderCollector
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
 from llm_proxy.settings import Settings
@@ -73,6 +75,7 @@ class Context:
     operators: Operators
     bus: Bus
     metrics: Metrics
+    labels: KnownLabels
     counting: Counting
     events: Pipeline
     running: RunningCalls
@@ -104,7 +107,9 @@ class Context:
         Raises:
             SettingsError: the file cannot be used.
         """
+        self.metrics.reloaded.set(0)
         await self.live_profiles.reload()
+        self.metrics.reloaded.set(1)
         # What was read meanwhile was judged by the profiles of before.
         self.providers.on_change(RELOAD)
 
@@ -211,15 +216,17 @@ async def open_context(
         _open_logs(stack, settings)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        database = await stack.enter_async_context(open_database(settings))
+        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
-        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        providers = ProviderCache(database, vault, pool, lambda kind: kind in live.current.apis)
+        labels = KnownLabels(providers, settings.provider_suffix)
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
         bus.read_by(log_call)
-        bus.read_by(lambda event: measure(metrics, event))
+        bus.read_by(lambda event: measure(metrics, labels, event))
         bus.read_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
@@ -230,7 +237,7 @@ async def open_context(
             live_profiles=live,
             changes=ChangeFeed(database),
             tokens=TokenCache(database, vault, settings.token_cache_size),
-            providers=ProviderCache(database, vault, pool, lambda kind: kind in live.current.apis),
+            providers=providers,
             quota=Quota(database),
             limits=_known_limits(settings),
             limiter=limiter,
@@ -239,6 +246,7 @@ async def open_context(
             operators=Operators(settings.management_token),
             bus=bus,
             metrics=metrics,
+            labels=labels,
             counting=counting,
             events=events,
             running=RunningCalls(),
@@ -248,6 +256,7 @@ async def open_context(
             tasks=tasks,
             trusted_proxies=trusted,
         )
+        metrics.registry.register(ProviderCollector(providers, context.breakers))
         stack.push_async_callback(context.audit.close)
         stack.push_async_callback(_settle, context)
         stack.push_async_callback(tasks.close)
