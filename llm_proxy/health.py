@@ -73,7 +73,7 @@ async def detailed(request: web.Request) -> web.Response:
             "rate_limits": _rate_limits(context),
             "events": _events(context),
             "providers": await _providers(context),
-            "queues": {"audit": context.audit.waiting, "token_counts": context.counting.backlog},
+            "queues": {"audit": context.audit.waiting, "token_count_bytes": context.counting.backlog},
             "active_requests": context.active,
             "loop_lag_seconds": context.metrics.registry.get_sample_value("llm_proxy_loop_lag_seconds"),
         }

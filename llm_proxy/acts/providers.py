@@ -127,7 +127,7 @@ async def update(context: Context, who: Who, project_id: str | None, id: str, gi
         # The masked key was shown, and sending it back must not replace the key by its mask.
         stored = {name: value for name, value in shown(context, before).items() if name != "api_key"}
         # What was read may be sent back, however the breaker stands by now.
-        given = {name: value for name, value in given.items() if name != "status"}
+        given = {name: value for name, value in given.items() if name != "status" or not isinstance(value, dict)}
         fields = read_changes(FIELDS, given, stored)
         key = fields.pop("api_key", None)
         if "provider_type" in fields or "api_base" in fields:

@@ -99,7 +99,7 @@ class ProviderCollector(Collector):
 def shown(providers: ProviderCache, breakers: Breakers) -> dict[str, Any]:
     """The providers for programs that read JSON: the pool one by one, private ones summed, with those that are not closed."""
     counts: Counter[State] = Counter()
-    sick = []
+    sick: list[dict[str, Any]] = []
     for one in providers.private:
         state = breakers.status(one).state
         counts[state] += 1
