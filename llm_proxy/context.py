@@ -75,7 +75,6 @@ class Context:
     operators: Operators
     bus: Bus
     metrics: Metrics
-    labels: KnownLabels
     counting: Counting
     events: Pipeline
     running: RunningCalls
@@ -90,11 +89,13 @@ class Context:
     active: int = 0
     breakers: Breakers = field(init=False)
     retries: RetryBudget = field(init=False)
+    labels: KnownLabels = field(init=False)
     listed_models: ListedModels = field(default_factory=ListedModels)
 
     def __post_init__(self) -> None:
         self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))
         self.retries = RetryBudget(lambda: self.active)
+        self.labels = KnownLabels(self.providers, self.settings.provider_suffix)
 
     @property
     def profiles(self) -> Profiles:
@@ -221,12 +222,9 @@ async def open_context(
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
-        providers = ProviderCache(database, vault, pool, lambda kind: kind in live.current.apis)
-        labels = KnownLabels(providers, settings.provider_suffix)
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
         bus.read_by(log_call)
-        bus.read_by(lambda event: measure(metrics, labels, event))
         bus.read_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
@@ -237,7 +235,7 @@ async def open_context(
             live_profiles=live,
             changes=ChangeFeed(database),
             tokens=TokenCache(database, vault, settings.token_cache_size),
-            providers=providers,
+            providers=ProviderCache(database, vault, pool, lambda kind: kind in live.current.apis),
             quota=Quota(database),
             limits=_known_limits(settings),
             limiter=limiter,
@@ -246,7 +244,6 @@ async def open_context(
             operators=Operators(settings.management_token),
             bus=bus,
             metrics=metrics,
-            labels=labels,
             counting=counting,
             events=events,
             running=RunningCalls(),
@@ -256,7 +253,6 @@ async def open_context(
             tasks=tasks,
             trusted_proxies=trusted,
         )
-        metrics.registry.register(ProviderCollector(providers, context.breakers))
         stack.push_async_callback(context.audit.close)
         stack.push_async_callback(_settle, context)
         stack.push_async_callback(tasks.close)
@@ -272,6 +268,8 @@ async def _spread_news(stack: AsyncExitStack, context: Context) -> None:
 
 
 async def _start(context: Context) -> None:
+    context.bus.read_by(lambda event: measure(context.metrics, context.labels, event))
+    context.metrics.registry.register(ProviderCollector(context.providers, context.breakers))
     listeners: list[Callable[[Change], None]] = [
         context.tokens.on_change,
         context.providers.on_change,
