@@ -3,6 +3,7 @@
 import json
 import re
 from typing import Protocol
+from urllib.parse import quote_plus, unquote_to_bytes
 
 from llm_proxy.errors import ApiError
 
@@ -50,6 +51,15 @@ def rename_request(body: bytes, name: str) -> bytes:
         pieces += [text[last:start], json.dumps(name)]
         last = end
     return "".join([*pieces, text[last:]]).encode()
+
+
+def rename_form(body: bytes, name: str) -> bytes:
+    """The same for a form-urlencoded body."""
+    fields = (field.partition(b"=") for field in body.split(b"&"))
+    return b"&".join(
+        b"%b=%b" % (key, quote_plus(name).encode()) if unquote_to_bytes(key.replace(b"+", b" ")) == _MODEL else key + sign + value
+        for key, sign, value in fields
+    )
 
 
 def _model_spans(text: str) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llm_proxy.errors import ApiError
-from llm_proxy.proxy.renaming import EventRenamer, JsonRenamer, Renamer, rename_request, reply_renamer
+from llm_proxy.proxy.renaming import EventRenamer, JsonRenamer, Renamer, rename_form, rename_request, reply_renamer
 
 OURS = 'client\'s "name" é'
 THEIRS = "prov-4-secret"
@@ -76,6 +76,20 @@ def test_what_is_no_object_cannot_be_renamed(body: bytes) -> None:
     with pytest.raises(ApiError) as refused:
         rename_request(body, OURS)
     assert refused.value.code == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    ("body", "renamed"),
+    [
+        (b"a=%41+&model=gpt-4&b", b"a=%41+&model=x%2F4+%C3%A9&b"),
+        (b"mod%65l=gpt-4&models=1&n=model=2", b"mod%65l=x%2F4+%C3%A9&models=1&n=model=2"),
+        (b"model=1&model", b"model=x%2F4+%C3%A9&model=x%2F4+%C3%A9"),
+        (b"n=1&&", b"n=1&&"),
+        (b"", b""),
+    ],
+)
+def test_a_form_gets_the_provider_s_name(body: bytes, renamed: bytes) -> None:
+    assert rename_form(body, "x/4 é") == renamed
 
 
 # What a document may hold, and how it may be written.
