@@ -235,8 +235,6 @@ class Breaker:
     def _open(self, reason: str, *, is_news: bool) -> None:
         self._open_until = self._clock() + _doubled(OPEN_SECONDS, self._openings)
         self._openings += 1
-        self._streak = 0
-        self._window.clear()
         self.reason = reason
         if is_news:
             self._switched("bad_key" if self._bad_key else "open", reason)
@@ -244,6 +242,7 @@ class Breaker:
     def _close(self, reason: str) -> None:
         self._open_until, self._openings, self._bad_key, self._probe = None, 0, False, None
         self._streak = 0
+        self._window.clear()
         self._era += 1
         self._switched("closed", reason)
 
