@@ -11,7 +11,8 @@ from llm_proxy.providers.retries import Circumstances, Failure, may_try_another
 from llm_proxy.proxy import headers
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
-from llm_proxy.proxy.outgoing import request_to, timeouts_of
+from llm_proxy.proxy.outgoing import renames, request_to, timeouts_of
+from llm_proxy.proxy.renamed import with_clients_name
 from llm_proxy.upstream import Answer
 
 Place = contextlib.AbstractContextManager[None]
@@ -101,7 +102,10 @@ async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until
     event.first_byte = time.perf_counter() - call.sent_at
     call.timings += [("connect", call.sent_at - began), ("ttfb", event.first_byte)]
     event.upstream_request_id = shown(headers.first(answer.headers, UPSTREAM_REQUEST_IDS))
-    return answer
+    if not renames(call, route):
+        return answer
+    event.model_used = shown(route.model)
+    return with_clients_name(answer, route.model or "", call.model or "")
 
 
 def _failure(outcome: Answer | UpstreamError) -> Failure | None:
