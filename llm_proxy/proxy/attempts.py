@@ -85,7 +85,7 @@ async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until
     timeouts = timeouts_of(call, route.profile)
     if (left := until - time.monotonic()) < timeouts.first_byte:
         timeouts = dataclasses.replace(timeouts, first_byte=max(0.0, left))
-    event.provider, event.provider_type = route.id, route.profile.name
+    event.provider, event.provider_type, event.model_used = route.id, route.profile.name, None
     event.attempts += 1
     call.sent_at = 0.0
     try:
