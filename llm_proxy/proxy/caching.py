@@ -74,8 +74,8 @@ class Turn:
             return
         if fetch := self._cache.fetch_of(self.key):
             if await self._outcome(fetch):
-                self._collapsed = True
                 await self._look()
+                self._collapsed = self.entry is not None
         elif self.lookup.method != "HEAD":
             self._cache.begin_fetch(self.key)
             self._leads = True
@@ -212,11 +212,11 @@ class Turn:
         """Whether the body that passes is going to be stored."""
         return self._capture is not None
 
-    async def finish(self, *, whole: bool) -> None:
-        """The provider's answer has ended: store it, if it may be and is `whole`."""
+    async def finish(self, *, whole: bool) -> bool:
+        """The provider's answer has ended: store it, if it may be and is `whole`; whether it is stored."""
         capture, self._capture = self._capture, None
         if capture is None or self.key is None or not whole:
-            return
+            return False
         entry = rules.entry_of(
             capture.terms,
             self.lookup,
@@ -228,8 +228,8 @@ class Turn:
             response_time=capture.came_at,
         )
         stored = await self._cache.put(self.key, entry, self._generation)
-        self._call.event.cache = "stored" if stored else "miss"
         self._land(stored=stored)
+        return stored
 
     def _land(self, *, stored: bool) -> None:
         if self._leads and self.key:

@@ -131,7 +131,8 @@ async def _relay_body(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: fl
         with call.waiting():
             await call.reply.write(chunk)
     # A stream that its dialect did not end may have been cut by something that ended the connection neatly.
-    await turn.finish(whole=tee.finished or not (tee.is_event_stream and call.request.method == "POST"))
+    if await turn.finish(whole=tee.finished or not (tee.is_event_stream and call.request.method == "POST")):
+        call.event.cache = "stored"
     await _end(call, chunk)
 
 
