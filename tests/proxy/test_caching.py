@@ -15,6 +15,7 @@ from stage.raw import Answer, connected
 from stage.scripts import holds, in_turn, resets, sends
 
 from llm_proxy.changes import EVERYTHING
+from llm_proxy.running import RunningCall
 
 PUBLIC = b"Cache-Control: public"
 EVENTS = b'data: {"id":"x","object":"chat.completion.chunk","choices":[{"delta":{"content":"h"}}]}\n\ndata: [DONE]\n\n'
@@ -270,12 +271,15 @@ async def test_a_cache_that_is_switched_off_has_no_part_in_anything(provider: Sc
 # Identical calls
 
 
-async def together(tenant: Tenant, count: int) -> list[asyncio.Task[Answer]]:
-    """So many identical calls; all of them, with those before, wait for a provider or for one another."""
+async def together(tenant: Tenant, count: int, before: int = 0) -> list[asyncio.Task[Answer]]:
+    """So many identical calls; all of them, and those before, wait for the provider or for one another."""
     running = tenant.house.context.running
-    before = len(running)
     tasks = [asyncio.ensure_future(tenant.send()) for _ in range(count)]
-    await until(lambda: sum(call.deadline is not None for call in running.concerned_by(EVERYTHING)) == before + count)  # type: ignore[attr-defined]
+
+    def waiting() -> list[RunningCall]:
+        return [call for call in running.concerned_by(EVERYTHING) if call.deadline]  # type: ignore[attr-defined]
+
+    await until(lambda: len(waiting()) == before + count)
     return tasks
 
 
@@ -322,7 +326,7 @@ async def test_calls_go_on_by_themselves_when_the_first_brings_them_nothing(
     async with connected(tenant.house.url) as leader:
         await leader.send(call(tenant.token, b"X-N: 1", method="GET", path=MODELS, body=b""))
         await provider.next_exchange()
-        tasks = await together(tenant, 3)
+        tasks = await together(tenant, 3, before=1)
         gate.set()
         replies = await asyncio.wait_for(asyncio.gather(*tasks), 5)
     assert [(reply.body, said_of(reply)) for reply in replies] == [(b"own", "miss")] * 3
@@ -338,7 +342,7 @@ async def test_calls_go_on_when_the_client_of_the_first_leaves_and_one_that_leav
         await leader.send(asking)
         await provider.next_exchange()
         await waiter.send(asking)
-        [task] = await together(tenant, 1)
+        [task] = await together(tenant, 1, before=2)
         waiter.abort()
         gone = await event_of(tenant.house)
         assert (gone.outcome, gone.attempts, gone.duration < 2) == ("client_gone", 0, True)
@@ -363,7 +367,7 @@ async def test_a_waiting_call_ends_with_its_permission(tenant: Tenant, provider:
     async with connected(tenant.house.url) as leader:
         await leader.send(call(tenant.token, method="GET", path=MODELS, body=b""))
         await provider.next_exchange()
-        tasks = await together(tenant, 2)
+        tasks = await together(tenant, 2, before=1)
         await tenant.revoke()
         for reply in await asyncio.wait_for(asyncio.gather(*tasks), 5):
             assert (reply.status, code_of(reply)) == (401, "token_inactive")
