@@ -41,7 +41,6 @@ class Tenant:
         """What X-PROXY-CACHE says of a call."""
         return said_of(await self.send(*headers, path=path, method=method, body=body))
 
-
     async def revoke(self) -> None:
         """Take the token's permission away."""
         await tokens.revoke(self.house.context, TESTER, self.token_id)
