@@ -79,7 +79,7 @@ async def test_a_purge_is_exact_and_in_force_in_every_process(houses: tuple[Hous
         assert await cache.purge(here.context, TESTER, selectors) == deleted, selectors
         assert [await stored(tenant) for tenant in near] == remaining, selectors
         async with asyncio.timeout(SOON):
-            while [await stored(tenant) for tenant in far] != remaining:
+            while [await stored(tenant) for tenant in far] != remaining:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
 
@@ -104,7 +104,7 @@ async def test_a_call_that_began_before_a_purge_stores_nothing_after_it(
     await cache.purge(here.context, TESTER, {"prefix": MODELS})
     # Once this is gone there, so is the leave to store what was begun.
     async with asyncio.timeout(SOON):
-        while (await far.send(b"Cache-Control: only-if-cached", path=marker)).status == 200:
+        while (await far.send(b"Cache-Control: only-if-cached", path=marker)).status == 200:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     gate.set()
     assert [(await each).body for each in calls] == [b"old", b"old"]

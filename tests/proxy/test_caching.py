@@ -179,9 +179,8 @@ async def test_a_post_is_stored_only_for_a_client_that_asks_for_it(tenant: Tenan
     assert [await tenant.how(PUBLIC, **{**post, "body": other}) for _ in range(2)] == ["stored", "hit"]
     aged = await tenant.send(b"Cache-Control: public, max-age=7", **{**post, "body": BODY + b" "})
     assert said_of(aged) == "stored"
-    assert "ttl=6" in status_of(again := await tenant.send(PUBLIC, **{**post, "body": BODY + b" "})) or "ttl=7" in status_of(
-        again
-    )
+    again = await tenant.send(PUBLIC, **{**post, "body": BODY + b" "})
+    assert status_of(again) in ("llm-proxy; hit; ttl=6", "llm-proxy; hit; ttl=7")
     # Not listed under cacheable_post.
     assert [await tenant.how(PUBLIC, method="POST", path="/v1/files", body=b"{}") for _ in range(2)] == ["bypass", "bypass"]
     provider.script = numbered(FRESH, b"500 Oops")

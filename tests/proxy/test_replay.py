@@ -56,7 +56,7 @@ async def test_a_hit_gives_its_request_back_and_is_counted_in_the_database(house
         assert [await tenant.how() for _ in range(6)] == ["stored", *["hit"] * 5]
     began = time.monotonic()
     async with asyncio.timeout(5):
-        while (await counts(house.context.database, free.token_id))[1] < 5:
+        while (await counts(house.context.database, free.token_id))[1] < 5:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     # It is written each second; a busy machine gets one more.
     assert time.monotonic() - began < 2

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
+from llm_proxy.acts import tokens
 from stage.asking import ask, call
 from stage.house import TESTER, House
 from stage.provider import Exchange, Script, ScriptedProvider, answer
 from stage.raw import Answer
 from stage.secrets import used
-
-from llm_proxy.acts import tokens
 
 MODELS = "/v1/models"
 FRESH = b"Cache-Control: max-age=60\r\n"

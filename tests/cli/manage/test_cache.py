@@ -18,7 +18,7 @@ async def test_purge_forgets_what_a_running_server_keeps(manage: Manage, house: 
         done = await manage("cache", "purge", *flags)
         assert (done.code, done.err) == (0, "") and done.out.startswith("Purged"), flags
         async with asyncio.timeout(5):
-            while (await house.context.cache.stats()).entries:
+            while (await house.context.cache.stats()).entries:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     await until(lambda: [event.cache for event in house.events] == ["stored"] * 3)
 
