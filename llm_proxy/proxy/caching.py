@@ -49,7 +49,8 @@ class Turn:
     def _read(self) -> Lookup:
         request = self._call.request
         lookup = rules.read_request(request.method, request.raw_headers, post_listed=self._post_listed)
-        streamed = lookup.method == "POST" and self._call.body.rest is not None
+        # A body that is not held names no answer, and cannot be sent again behind the call.
+        streamed = self._call.body.rest is not None
         if not self._cache.enabled or (streamed and not lookup.bypass):
             return dataclasses.replace(lookup, bypass="bypass")
         if lookup.bypass:
