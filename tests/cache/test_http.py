@@ -19,7 +19,8 @@ from stage.redis import RedisServer
 from llm_proxy.changes import EVERYTHING, Change
 
 SHAREABLE = (
-    b'Cache-Control: public, max-age=600, s-maxage=600\r\nETag: "one"\r\nVary: Authorization, X-Api-Key, Proxy-Authorization, X-Any\r\n'
+    b'Cache-Control: public, max-age=600, s-maxage=600\r\nETag: "one"\r\n'
+    b"Vary: Authorization, X-Api-Key, Proxy-Authorization, X-Any\r\n"
 )
 CACHE_CONTROLS = (
     "public", "public, max-age=9", "private", "no-cache", "no-store", "max-age=0", "max-stale", "max-stale=99999", "min-fresh=1",
@@ -121,7 +122,12 @@ async def test_what_one_process_stores_in_redis_answers_in_another(
     near = await tenant_of(here, provider)
     far = Tenant(there, provider, near.token, near.token_id, near.project)
     stranger = await tenant_of(there, provider)
-    lines = (f"x-api-key: {near.token}".encode(), b"Cookie: session=crumbly", b"Proxy-Authorization: Basic b25l", b"X-Any: secretive")
+    lines = (
+        f"x-api-key: {near.token}".encode(),
+        b"Cookie: session=crumbly",
+        b"Proxy-Authorization: Basic b25l",
+        b"X-Any: secretive",
+    )
     first = await near.send(*lines)
     assert (said_of(first), await far.how(b"X-Any: secretive"), await far.how()) == ("stored", "hit", "stored")
     assert await stranger.how(*lines[1:]) == "stored"

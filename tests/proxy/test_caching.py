@@ -314,6 +314,18 @@ async def test_identical_calls_wait_for_the_first_and_are_hits(house: House, pro
     assert {reply.body for reply in replies} == {b"one"}
 
 
+async def test_identical_calls_ask_once_whether_a_stale_answer_still_holds(tenant: Tenant, provider: ScriptedProvider) -> None:
+    gate = asyncio.Event()
+    confirms = b'HTTP/1.1 304 Not Modified\r\nCache-Control: max-age=60\r\nETag: "one"\r\n\r\n'
+    provider.script = in_turn(sends(answer(b"one", extra=TAGGED)), gated(gate, confirms))
+    await tenant.send()
+    tasks = await together(tenant, 10)
+    gate.set()
+    replies = await asyncio.gather(*tasks)
+    assert sorted(map(said_of, replies)) == ["conditional-hit"] + ["hit"] * 9
+    assert {reply.body for reply in replies} == {b"one"} and tenant.asked == 2
+
+
 ALONE: dict[str, Script] = {
     "not-storable": holds(b"HTTP/1.1 200 OK\r\nCache-Control: no-store\r\nContent-Length: 9\r\n\r\nhalf"),
     "another-variant": sends(answer(b"other", extra=FRESH + b"Vary: X-N\r\n")),

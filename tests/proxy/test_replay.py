@@ -7,13 +7,13 @@ from pathlib import Path
 import orjson
 import pytest
 from stage.asking import ASKING, CHAT, ask, call, event_of, until
-from stage.cached import FRESH, MODELS, numbered, said_of, tenant_of
+from stage.cached import FRESH, MODELS, STALE, numbered, said_of, tenant_of
 from stage.house import House, open_house, settings_for
 from stage.management import managing
 from stage.profiles import shipped
 from stage.provider import ScriptedProvider, answer
 from stage.raw import connected
-from stage.scripts import sends
+from stage.scripts import in_turn, sends
 
 from llm_proxy.cache import Entry, Lookup, Served, rules
 from llm_proxy.changes import EVERYTHING
@@ -67,6 +67,16 @@ async def test_a_hit_gives_its_request_back_and_is_counted_in_the_database(house
         shown = await operator.done("GET", f"/manage/tokens/{limited.token_id}")
     assert (shown["request_count"], shown["cache_hit_count"]) == (1, 5)
     assert [await limited.how(path=f"{MODELS}/{number}") for number in range(2)] == ["stored", None]
+
+
+async def test_an_answer_that_its_provider_had_to_confirm_is_paid_for(house: House, provider: ScriptedProvider) -> None:
+    stored = answer(b"one", extra=STALE + b'ETag: "one"\r\n')
+    provider.script = in_turn(sends(stored), sends(b'HTTP/1.1 304 Not Modified\r\nETag: "one"\r\n\r\n'))
+    tenant = await tenant_of(house, provider)
+    assert [await tenant.how() for _ in range(2)] == ["stored", "conditional-hit"]
+    assert (await event_of(house, 1)).outcome == "completed"
+    await house.context.quota.settle()
+    assert await counts(house.context.database, tenant.token_id) == (2, 0)
 
 
 async def test_a_hit_is_told_of_without_tokens(
