@@ -1,6 +1,7 @@
 """What the process shares, opened in order, closed in reverse."""
 
 import asyncio
+import contextlib
 import logging
 import pathlib
 import time
@@ -9,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from llm_proxy import logs
 from llm_proxy.audit import AuditLog
@@ -19,25 +21,32 @@ from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
 from llm_proxy.events.recorders import log_call, measure
+from llm_proxy.failures import Failures
+from llm_proxy.limits.limiter import Limiter, open_limiter
 from llm_proxy.limits.quota import Quota
+from llm_proxy.limits.rates import Bounds, KnownLimits
 from llm_proxy.metrics import Metrics
+from llm_proxy.news import open_news
 from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
-from llm_proxy.redis_client import open_redis
+from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
 from llm_proxy.tokens import get as get_token
 from llm_proxy.upstream import Upstream, open_upstream
+from llm_proxy.usage.counter import Counting
 from llm_proxy.vault import Vault
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.25
+# Failed calls of one address within a minute, before those with an unknown token are not even looked up.
+STRANGERS_FAILURES = 60
 
 
 @dataclass
@@ -52,10 +61,14 @@ class Context:
     tokens: TokenCache
     providers: ProviderCache
     quota: Quota
+    limits: KnownLimits
+    limiter: Limiter
+    strangers: Failures
     audit: AuditLog
     operators: Operators
     bus: Bus
     metrics: Metrics
+    counting: Counting
     events: Pipeline
     running: RunningCalls
     upstream: Upstream
@@ -103,6 +116,46 @@ async def _open_redis(stack: AsyncExitStack, settings: Settings) -> Redis | None
     return await stack.enter_async_context(open_redis(settings.redis_url, settings.redis_pool_size))
 
 
+async def _open_limiter(stack: AsyncExitStack, settings: Settings, redis: Redis | None, metrics: Metrics) -> Limiter:
+    def switched(to: str) -> None:
+        metrics.limiter_switches.labels(to).inc()
+        metrics.limiter_degraded.set(to != "redis")
+
+    return await stack.enter_async_context(
+        open_limiter(
+            redis if settings.distributed_rate_limit_enabled else None,
+            settings.distributed_rate_limit_prefix,
+            fallback=settings.distributed_rate_limit_fallback,
+            switched=switched,
+        )
+    )
+
+
+def _known_limits(settings: Settings) -> KnownLimits:
+    most = settings.distributed_rate_limit_max if settings.distributed_rate_limit_enabled else 0
+    return KnownLimits(
+        Bounds(rate_limit_per_minute=settings.rate_limit_per_minute, max_parallel=settings.rate_limit_parallel),
+        (most, settings.distributed_rate_limit_window),
+        settings.token_cache_size,
+    )
+
+
+def _audit_log(settings: Settings, database: Database) -> AuditLog:
+    return AuditLog(
+        database,
+        enabled=settings.audit_enabled,
+        file=settings.audit_log_file,
+        retention_days=settings.audit_retention_days,
+    )
+
+
+async def _warn_of_eviction(redis: Redis) -> None:
+    # A Redis that is away now is told of by those who need it.
+    with contextlib.suppress(RedisError, OSError):
+        if warning := await eviction_warning(redis):
+            log.warning("%s", warning)
+
+
 @asynccontextmanager
 async def open_context(
     settings: Settings, profiles: Profiles | None = None, pool: Sequence[Provider] = ()
@@ -124,12 +177,14 @@ async def open_context(
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
-        tasks, bus, metrics = Tasks(), Bus(settings.observability_buffer_size), Metrics()
+        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
         bus.read_by(log_call)
         bus.read_by(lambda event: measure(metrics, event))
         bus.read_by(cache.count)
-        events = await stack.enter_async_context(open_pipeline(settings, bus, metrics))
+        events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
+        limiter = await _open_limiter(stack, settings, redis, metrics)
         context = Context(
             settings=settings,
             database=database,
@@ -139,15 +194,14 @@ async def open_context(
             tokens=TokenCache(database, vault, settings.token_cache_size),
             providers=ProviderCache(database, vault, pool),
             quota=Quota(database),
-            audit=AuditLog(
-                database,
-                enabled=settings.audit_enabled,
-                file=settings.audit_log_file,
-                retention_days=settings.audit_retention_days,
-            ),
+            limits=_known_limits(settings),
+            limiter=limiter,
+            strangers=Failures(STRANGERS_FAILURES),
+            audit=_audit_log(settings, database),
             operators=Operators(settings.management_token),
             bus=bus,
             metrics=metrics,
+            counting=counting,
             events=events,
             running=RunningCalls(),
             upstream=upstream,
@@ -160,7 +214,14 @@ async def open_context(
         stack.push_async_callback(_settle, context)
         stack.push_async_callback(tasks.close)
         await _start(context)
+        await _spread_news(stack, context)
         yield context
+
+
+async def _spread_news(stack: AsyncExitStack, context: Context) -> None:
+    if context.redis:
+        news = await stack.enter_async_context(open_news(context.settings, context.changes.catch_up))
+        context.changes.tell_by(news.tell)
 
 
 async def _start(context: Context) -> None:
@@ -175,6 +236,10 @@ async def _start(context: Context) -> None:
         context.changes.listen(listener)
     await context.changes.start()
     context.tasks.start("changes", context.changes.follow())
+    # A cache may be evicted, what is counted or yet to be delivered may not.
+    keeps = context.settings.distributed_rate_limit_enabled or context.settings.llm_proxy_event_bus == "redis-streams"
+    if context.redis and keeps:
+        context.tasks.start("check of what Redis evicts", _warn_of_eviction(context.redis))
     context.tasks.start("quota", context.quota.flush())
     context.tasks.start("audit", context.audit.write())
     context.tasks.start("audit retention", context.audit.expire())

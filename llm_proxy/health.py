@@ -5,7 +5,7 @@ import time
 
 from aiohttp import web
 
-from llm_proxy import __version__
+from llm_proxy import __version__, redis_client
 from llm_proxy.context import Context
 from llm_proxy.db import migrate
 from llm_proxy.errors import ApiError, DatabaseUnavailable
@@ -43,6 +43,9 @@ async def ready(request: web.Request) -> web.Response:
 
 async def _missing(context: Context) -> list[str]:
     missing = ["draining"] if context.draining else []
+    # Where limits may be enforced without it, calls are served without it.
+    if context.limiter.degraded and not context.settings.distributed_rate_limit_fallback:
+        missing.append("redis")
     try:
         rows = await context.database.fetch_all("SELECT migration_id FROM _yoyo_migration")
     except DatabaseUnavailable:
@@ -64,11 +67,25 @@ async def detailed(request: web.Request) -> web.Response:
             "status": "not ready" if missing else "ok",
             "missing": missing,
             "database": {"driver": context.settings.db_driver, "ok": "database" not in missing, "latency_ms": waited},
+            "redis": await _redis(context),
+            "rate_limits": _rate_limits(context),
             "events": _events(context),
             "active_requests": context.active,
             "loop_lag_seconds": context.metrics.registry.get_sample_value("llm_proxy_loop_lag_seconds"),
         }
     )
+
+
+async def _redis(context: Context) -> Health | None:
+    if context.redis is None:
+        return None
+    waited = await redis_client.latency(context.redis)
+    return {"ok": waited is not None, "latency_ms": None if waited is None else round(waited * 1000, 3)}
+
+
+def _rate_limits(context: Context) -> Health:
+    counted_in = "redis" if context.settings.distributed_rate_limit_enabled else "memory"
+    return {"counted_in": counted_in, "degraded": context.limiter.degraded}
 
 
 def _events(context: Context) -> Health:

@@ -1,5 +1,7 @@
 """The Prometheus registry."""
 
+from typing import Any, TypeVar
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -13,6 +15,8 @@ from prometheus_client import (
 
 # From half a millisecond, what we add to a call, to two minutes, what a long completion takes.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+Family = TypeVar("Family", Counter, Histogram)
 
 
 class Metrics:
@@ -54,6 +58,22 @@ class Metrics:
         self.disconnects = Counter(
             "llm_proxy_client_disconnects", "Clients that left before the end of their reply.", registry=registry
         )
+        self._count_cache(registry)
+        self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
+        self.limiter_switches = Counter(
+            "llm_proxy_limiter_switches",
+            "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",
+            ("to",),
+            registry=registry,
+        )
+        self.limiter_degraded = Gauge(
+            "llm_proxy_limiter_degraded", "1 while Redis is away and rate limits are not counted there.", registry=registry
+        )
+        self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
+
+        self._series: dict[tuple[object, ...], Any] = {}
+
+    def _count_cache(self, registry: CollectorRegistry) -> None:
         self.cache_hits = Counter("llm_proxy_cache_hits", "Calls that were answered from the cache.", registry=registry)
         self.cache_misses = Counter(
             "llm_proxy_cache_misses", "Calls that the cache might have answered and did not.", registry=registry
@@ -66,8 +86,13 @@ class Metrics:
         self.cache_switches = Counter(
             "llm_proxy_cache_switches", "How often the store of the cache went away or came back.", ("to",), registry=registry
         )
-        self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
-        self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
+
+    def of(self, family: Family, *labels: str) -> Family:
+        """The series with these labels, which must be few; remembered, since the library takes its time and every call pays."""
+        key = (family, *labels)
+        if (series := self._series.get(key)) is None:
+            series = self._series[key] = family.labels(*labels)
+        return series
 
     def cache_switched(self, to: str) -> None:
         """The store of the cache is away, or back."""

@@ -1,11 +1,13 @@
 """The client of Redis that the parts of a process share."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import RedisError
 
 from llm_proxy.errors import SettingsError
 from llm_proxy.secret import Secret
@@ -49,3 +51,13 @@ async def eviction_warning(client: "Redis") -> str | None:
     if policy == "noeviction":
         return None
     return f"Redis may evict limits and events when it is full (maxmemory-policy {policy}). Set maxmemory-policy noeviction."
+
+
+async def latency(client: "Redis") -> float | None:
+    """How many seconds a small question takes, None when Redis does not answer it."""
+    began = time.perf_counter()
+    try:
+        await client.ping()
+    except (RedisError, OSError):
+        return None
+    return time.perf_counter() - began

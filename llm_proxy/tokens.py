@@ -122,6 +122,9 @@ class Token:
     last_used_at: int | None
     project_name: str
     project_is_active: bool
+    project_rate_limit: int | None
+    project_rate_limit_per_minute: int | None
+    project_max_parallel: int | None
 
     def status(self, now: int) -> str:
         """active, expired, revoked or exhausted, at the time `now` in milliseconds."""
@@ -157,7 +160,9 @@ class Token:
 _SELECT = (
     "SELECT t.id, t.project_id, t.kind, t.name, t.hint, t.allowed_models, t.metadata, t.rate_limit, t.rate_limit_per_minute, "
     "t.max_parallel, t.max_requests, t.request_count, t.cache_hit_count, t.expires_at, t.is_active, t.created_at, t.updated_at, "
-    "t.deactivated_at, t.last_used_at, p.name AS project_name, p.is_active AS project_is_active"
+    "t.deactivated_at, t.last_used_at, p.name AS project_name, p.is_active AS project_is_active, "
+    "p.rate_limit AS project_rate_limit, p.rate_limit_per_minute AS project_rate_limit_per_minute, "
+    "p.max_parallel AS project_max_parallel"
 )
 _FROM = "FROM tokens t JOIN projects p ON p.id = t.project_id"
 _LIVE = "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now)"
@@ -266,6 +271,7 @@ class TokenCache:
         self._known: OrderedDict[bytes, tuple[float, Token]] = OrderedDict()
         self._misses: OrderedDict[bytes, float] = OrderedDict()
         self._keys_of: dict[str, bytes] = {}
+        self._served: OrderedDict[bytes, None] = OrderedDict()
         self._generation = 0
 
     async def authenticate(self, presented: str) -> Token:
@@ -282,6 +288,10 @@ class TokenCache:
         token = self._cached(key) or await self._look_up(key, presented)
         token.check(now_ms())
         return token
+
+    def has_served(self, presented: str) -> bool:
+        """Whether this credential was good here lately, by its hash; it may have been revoked since."""
+        return hashlib.sha256(presented.encode()).digest() in self._served
 
     def _cached(self, key: bytes) -> Token | None:
         now = self._clock()
@@ -330,6 +340,10 @@ class TokenCache:
         self._known[key] = (self._clock() + ENTRY_SECONDS, token)
         self._known.move_to_end(key)
         self._keys_of[token.id] = key
+        self._served[key] = None
+        self._served.move_to_end(key)
+        if len(self._served) > self._size:
+            self._served.popitem(last=False)
         if len(self._known) > self._size:
             _, (_, oldest) = self._known.popitem(last=False)
             self._keys_of.pop(oldest.id, None)

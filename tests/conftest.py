@@ -1,23 +1,38 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import functools
+import gc
+import os
 import pathlib
+import ssl
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 
-import psycopg2
+import hypothesis
 import pytest
 import uvloop
 from stage import secrets
-from stage.house import House, migrated, open_house, settings_for
+from stage.house import House, migrated, migrated_database, open_house, settings_for
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
 from stage.redis import RedisServer, running_redis
 
-from llm_proxy import fake_provider
+from llm_proxy import context, fake_provider
 from llm_proxy.db import Database, open_database
+from llm_proxy.providers.profile_file import load_profiles, packaged_path
+from llm_proxy.providers.profiles import Profiles
 from llm_proxy.settings import TABLE, Settings
+from llm_proxy.upstream import session
+
+NAMES = {name for field in TABLE for name in (field.name.upper(), f"{field.name.upper()}_FILE", *field.metadata["aliases"])} | {
+    "HOST",
+    "PORT",
+    "CREDENTIALS_DIRECTORY",
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "OPENAI_API_KEY",
+}
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -25,15 +40,46 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
     return {"uvloop": uvloop.new_event_loop}
 
 
+# No property depends on how busy the machine is.
+hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("suite")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What collecting makes stays to the end: looking for garbage in it takes a sixth of the time, and time of tests later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     """No setting of the machine, and no .env, reaches a test."""
-    for field in TABLE:
-        for name in (field.name.upper(), f"{field.name.upper()}_FILE", *field.metadata["aliases"]):
-            monkeypatch.delenv(name, raising=False)
-    for name in ("HOST", "PORT", "CREDENTIALS_DIRECTORY", "NOTIFY_SOCKET", "LISTEN_FDS", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+    for name in NAMES & os.environ.keys():
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def read_once() -> Iterator[None]:
+    """The system's certificates and the packaged profiles: reading them takes most of the time in which a house opens."""
+    tls, default_trust = session._tls, functools.cache(ssl.create_default_context)
+    packaged, packaged_profiles = packaged_path(), functools.cache(load_profiles)
+
+    def trust(settings: Settings) -> ssl.SSLContext | bool:
+        return tls(settings) if settings.ssl_cert_file or not settings.verify_ssl else default_trust()
+
+    def profiles(path: pathlib.Path) -> Profiles:
+        return packaged_profiles(path) if path == packaged else load_profiles(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "_tls", trust)
+        patch.setattr(context, "load_profiles", profiles)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +98,15 @@ def postgres() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def postgres_url(postgres: Postgres) -> str:
+def empty_postgres_url(postgres: Postgres) -> str:
     """The URL of an empty database."""
-    name = f"t{uuid.uuid4().hex}"
-    with closing(psycopg2.connect(postgres.uri)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute(f"CREATE DATABASE {name}")
-    return postgres.uri.replace("/postgres", f"/{name}")
+    return postgres.create(f"t{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The URL of a migrated database."""
+    return migrated_database(postgres)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,8 @@ NAMES = {
     "llm_proxy_cache_switches",
     "llm_proxy_events_published",
     "llm_proxy_client_disconnects",
+    "llm_proxy_limiter_switches",
+    "llm_proxy_limiter_degraded",
     "llm_proxy_loop_lag_seconds",
 }
 

@@ -34,7 +34,7 @@ STREAM = {**CHAT, "stream": True}
 def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> dict[str, str]:
     """The setting that names a new, empty database, once of each kind."""
     if request.param == "postgres":
-        return {"DATABASE_URL": request.getfixturevalue("postgres_url")}
+        return {"DATABASE_URL": request.getfixturevalue("empty_postgres_url")}
     return {"DATABASE_PATH": str(tmp_path / "shared.db")}
 
 

@@ -8,7 +8,7 @@ from stage.postgres import free_port
 from stage.redis import RedisServer, slow_road
 
 from llm_proxy.errors import SettingsError
-from llm_proxy.redis_client import eviction_warning, open_redis
+from llm_proxy.redis_client import eviction_warning, latency, open_redis
 from llm_proxy.secret import Secret
 
 
@@ -46,6 +46,13 @@ async def test_a_url_that_is_none_of_redis_is_named(url: str) -> None:
     with pytest.raises(SettingsError, match="REDIS_URL"):
         async with open_redis(Secret(url), 2):
             pass
+
+
+async def test_latency_is_a_time_while_there_is_an_answer(mortal_redis: RedisServer) -> None:
+    async with open_redis(Secret(mortal_redis.uri), 1) as client:
+        assert 0 < (await latency(client) or 0) < 1
+        mortal_redis.kill()
+        assert await latency(client) is None
 
 
 async def test_a_redis_that_may_evict_is_warned_of(mortal_redis: RedisServer) -> None:

@@ -224,6 +224,13 @@ async def crowded(stage: Stage) -> str:
     return await stage.token()
 
 
+async def running_already(stage: Stage) -> str:
+    secret = await stage.token(max_parallel=1)
+    context = stage.house.context
+    assert (await context.limiter.take(context.limits.of(await context.tokens.authenticate(secret)))).granted
+    return secret
+
+
 async def mistaken(stage: Stage) -> str:
     async def mistake(*_: object) -> None:
         raise ZeroDivisionError
@@ -283,6 +290,7 @@ FINAL = {
 }
 WORTH_A_RETRY = {
     "overloaded": Row(crowded, 503, SERVER, "overloaded"),
+    "parallel": Row(running_already, 429, LIMITED, "rate_limit_exceeded"),
     "database": Row(database_away, 503, SERVER, "database_unavailable"),
     "unreachable": Row(unreachable, 502, SERVER, "upstream_unavailable"),
     "tls": Row(untrusted, 502, SERVER, "upstream_tls_error"),
@@ -346,6 +354,18 @@ async def test_errors_that_may_pass_are_tried_again(tmp_path: Path) -> None:
 
     tried = await asyncio.gather(*(play(name, row, dialect) for name, row in WORTH_A_RETRY.items() for dialect in DIALECTS))
     assert [(name, count) for name, count in tried if count != openai.DEFAULT_MAX_RETRIES + 1] == []
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_a_client_that_comes_too_fast_waits_as_told_and_is_admitted(
+    house: House, provider: ScriptedProvider, dialect: str
+) -> None:
+    _, client_of, path = DIALECTS[dialect]
+    token = await house.token_for(provider.url, provider_type="anthropic", rate_limit=1)
+    async with client_of(house, token) as client:
+        for _ in range(2):
+            await client.post(path, cast_to=object, body={"model": "gpt-4o"})
+    assert [event.code for event in house.events] == [None, "rate_limit_exceeded", None]
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

@@ -79,6 +79,10 @@ def optional(field: Field) -> Field:
     return read
 
 
+# What a project and a token may both have: null for what stands behind it, 0 for none.
+LIMITS: dict[str, Field] = {name: optional(whole(0)) for name in ("rate_limit", "rate_limit_per_minute", "max_parallel")}
+
+
 def models(name: str, value: object) -> tuple[str, ...]:
     """A list of model names or globs."""
     if not isinstance(value, list) or len(value) > MOST_MODELS:

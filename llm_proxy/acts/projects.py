@@ -6,7 +6,7 @@ from typing import Any
 from llm_proxy import projects, providers, tokens
 from llm_proxy.acts import Act, acting
 from llm_proxy.acts import providers as provider_acts
-from llm_proxy.acts.fields import Field, boolean, read, read_changes, secret, text
+from llm_proxy.acts.fields import LIMITS, Field, boolean, read, read_changes, secret, text
 from llm_proxy.audit import Who
 from llm_proxy.clock import to_rfc3339
 from llm_proxy.context import Context
@@ -17,8 +17,8 @@ from llm_proxy.secret import Secret
 
 NAME = text(200)
 OF_KEY = ("provider_type", "api_base")
-NEW: dict[str, Field] = {"name": NAME, "api_key": secret, **{name: provider_acts.FIELDS[name] for name in OF_KEY}}
-CHANGEABLE: dict[str, Field] = {"name": NAME, "is_active": boolean, "api_key": secret, "revoke_tokens": boolean}
+NEW: dict[str, Field] = {"name": NAME, "api_key": secret, **{name: provider_acts.FIELDS[name] for name in OF_KEY}, **LIMITS}
+CHANGEABLE: dict[str, Field] = {"name": NAME, "is_active": boolean, "api_key": secret, "revoke_tokens": boolean, **LIMITS}
 
 
 def shown(project: Project) -> dict[str, Any]:
@@ -28,6 +28,7 @@ def shown(project: Project) -> dict[str, Any]:
         "id": project.id,
         "name": project.name,
         "is_active": project.is_active,
+        **{name: getattr(project, name) for name in LIMITS},
         "created_at": to_rfc3339(project.created_at),
         "updated_at": to_rfc3339(project.updated_at),
         "deactivated_at": to_rfc3339(project.deactivated_at),
@@ -49,7 +50,8 @@ async def create(context: Context, who: Who, given: Mapping[str, object]) -> Pro
         for name in OF_KEY:
             if name in fields and "api_key" not in fields:
                 raise InvalidField(name, "this says where api_key belongs; give api_key too.")
-        made = await _insert(act, fields.pop("name"))
+        limits = {name: fields.pop(name) for name in LIMITS if name in fields}
+        made = await _insert(act, fields.pop("name"), limits)
         act.project_id = made.id
         if fields:
             await provider_acts.add(context, act, fields)
@@ -57,9 +59,9 @@ async def create(context: Context, who: Who, given: Mapping[str, object]) -> Pro
         return made
 
 
-async def _insert(act: Act, name: str) -> Project:
+async def _insert(act: Act, name: str, limits: Mapping[str, int | None]) -> Project:
     try:
-        return await projects.insert(act.tx, new_id(), name, {})
+        return await projects.insert(act.tx, new_id(), name, limits)
     except Conflict as error:
         raise AlreadyExists(f"There is already a project named {name!r}.", "name") from error
 

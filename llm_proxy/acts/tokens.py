@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_proxy import tokens
 from llm_proxy.acts import Act, acting
-from llm_proxy.acts.fields import Field, boolean, mapping, models, optional, read, read_changes, text, whole
+from llm_proxy.acts.fields import LIMITS, Field, boolean, mapping, models, optional, read, read_changes, text, whole
 from llm_proxy.audit import Who
 from llm_proxy.clock import DAY_MS, MINUTE_MS, from_rfc3339, now_ms, to_rfc3339
 from llm_proxy.context import Context
@@ -39,6 +39,7 @@ CHANGEABLE: dict[str, Field] = {
     "name": text(200),
     "is_active": boolean,
     "max_requests": optional(max_requests),
+    **LIMITS,
     "allowed_models": models,
     "expires_at": optional(moment),
     "metadata": mapping,
@@ -65,6 +66,7 @@ def shown(context: Context, token: Token) -> dict[str, Any]:
         "allowed_models": list(token.allowed_models),
         "metadata": token.metadata,
         "max_requests": token.max_requests,
+        **{name: getattr(token, name) for name in LIMITS},
         "request_count": token.request_count,
         "cache_hit_count": token.cache_hit_count,
         "expires_at": to_rfc3339(token.expires_at),

@@ -31,7 +31,7 @@ PROVIDER_SECONDS = 15.0
 @options.env_file
 @click.option("--offline", is_flag=True, help="Do not call the providers.")
 def command(offline: bool) -> None:
-    """Check settings, profiles, database and providers, without serving. Nothing is changed; exit 1 when something is wrong.
+    """Check settings, profiles, events, database and providers without serving. Nothing is changed; exit 1 when one is wrong.
 
     \b
     Examples:
@@ -44,6 +44,7 @@ def command(offline: bool) -> None:
         _say("warning", warning)
     _say("ok", f"settings: {len(settings.sources)} set, the rest by default")
     _say("ok", f"profiles: {', '.join(read_profiles(settings).apis)}")
+    _check_events(settings)
     todo = _to_do(settings)
     with _stand_in(settings) if todo else contextlib.nullcontext(settings) as openable, _no_log():
         bad = asyncio.run(_check(openable, todo, offline))
@@ -67,6 +68,28 @@ def _say(state: str, text: str) -> None:
     click.echo(text)
 
 
+def _check_events(settings: Settings) -> None:
+    """A start would go on without its log of events, and lose them; better to know before.
+
+    Raises:
+        StartError: it could not be written.
+    """
+    if not settings.observability_enabled:
+        return
+    _check_room(f"EVENT_DIR={settings.event_dir}", pathlib.Path(settings.event_dir))
+    if "file" in settings.event_sinks:
+        _check_room(f"EVENT_FILE={settings.event_file}", pathlib.Path(settings.event_file).parent)
+    _say("ok", f"events: {settings.event_dir}, {', '.join(settings.event_sinks) or 'no sinks'}")
+
+
+def _check_room(setting: str, folder: pathlib.Path) -> None:
+    """Hold that files can be made in a folder, or the folder itself in the nearest one that is there."""
+    path = folder.absolute()
+    nearest = next(path for path in (path, *path.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise StartError(f"{setting}: nothing can be written to {nearest}.")
+
+
 def _to_do(settings: Settings) -> str:
     """What the next start is going to do to the database, empty when nothing.
 
@@ -76,9 +99,7 @@ def _to_do(settings: Settings) -> str:
     if settings.db_driver == "sqlite":
         path = pathlib.Path(settings.database_path).absolute()
         if not path.exists():
-            folder = next(folder for folder in path.parents if folder.exists())
-            if not folder.is_dir() or not os.access(folder, os.W_OK):
-                raise StartError(f"DATABASE_PATH={settings.database_path}: nothing can be written to {folder}.")
+            _check_room(f"DATABASE_PATH={settings.database_path}", path.parent)
             return f"{settings.database_path} is not there yet; the first start makes it"
     missing = migrate.missing(settings)
     return f"the next start applies {', '.join(missing)}" if missing else ""

@@ -18,7 +18,10 @@ WATCH_SECONDS = 0.25
 
 
 class Cancellation:
-    """Tells whether the task was cancelled since; aiopg hides some cancellations and makes up others."""
+    """Lets a cancellation that came within the block prevail over whatever else the block ends with.
+
+    `wait_for` forgets one for an answer or a failure of the same turn of the loop (Python 3.11); aiopg makes up others.
+    """
 
     def __init__(self) -> None:
         task = asyncio.current_task()
@@ -28,8 +31,10 @@ class Cancellation:
     def __bool__(self) -> bool:
         return self._task.cancelling() > self._before
 
-    def check(self) -> None:
-        """Raise the cancellation that came in the same turn of the loop as an answer: `wait_for` forgets it (Python 3.11)."""
+    def __enter__(self) -> "Cancellation":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self:
             raise asyncio.CancelledError
 
@@ -98,13 +103,12 @@ async def connect(dsn: str, seconds: float, options: str = "") -> Any:
 async def _connect_to(target: dict[str, str], seconds: float) -> Any:
     if target["host"] and not target["host"].startswith("/"):
         target = {**target, "hostaddr": await _open_address(target["hostaddr"] or target["host"], int(target["port"]))}
-    cancellation = Cancellation()
     given: dict[str, Any] = {name: value for name, value in target.items() if value}
     raw = aiopg.Connection(None, seconds, **PLAIN, **given)
     descriptor = raw.raw.fileno()
     try:
-        await raw
-        cancellation.check()
+        with Cancellation():
+            await raw
     except BaseException:
         raw.close()
         # aiopg forgets this watcher of a connection that was refused, and uvloop then refuses the next use of its number.

@@ -67,17 +67,17 @@ class PostgresConnection:
                 yield cursor
 
     async def _run(self, statement: Awaitable[None]) -> None:
-        cancellation, watch = Cancellation(), Watch(self._raw)
-        try:
-            await statement
-        except asyncio.CancelledError:
-            # aiopg says so too when the server cancelled the statement, at its timeout or an administrator's word.
-            if not cancellation:
-                raise DatabaseUnavailable from None
-            raise
-        finally:
-            watch.end()
-        cancellation.check()
+        watch = Watch(self._raw)
+        with Cancellation() as cancellation:
+            try:
+                await statement
+            except asyncio.CancelledError:
+                # aiopg says so too when the server cancelled the statement, at its timeout or an administrator's word.
+                if not cancellation:
+                    raise DatabaseUnavailable from None
+                raise
+            finally:
+                watch.end()
 
     async def execute(self, sql: str, params: Params = NO_PARAMS) -> int:
         async with self._cursor(sql, params) as cursor:

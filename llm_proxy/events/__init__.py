@@ -77,6 +77,6 @@ class Event:
 def as_record(event: Event) -> dict[str, Any]:
     """The event as our log writes it, without bodies, with orjson, which knows what to make of the usage."""
     # Not `asdict`, whose deep copy would cost more than all the rest of the log line.
-    record = {**vars(event), "started_at": to_rfc3339(event.started_at)}
+    record = {**vars(event), "started_at": to_rfc3339(event.started_at), "usage_source": event.usage.source}
     del record["request_body"], record["reply_body"]
     return record

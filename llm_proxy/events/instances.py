@@ -25,7 +25,7 @@ class Claim:
     def remove(self) -> None:
         """Give the folder up for good, once everything in it is delivered. What is set aside in it stays, and so does it."""
         for path in list(self.folder.iterdir()):
-            if path.suffix in (".cursor", ".tmp"):
+            if path.suffix in (".cursor", ".mark", ".tmp"):
                 path.unlink()
         with contextlib.suppress(OSError):
             if {path.name for path in self.folder.iterdir()} == {LOCK}:
@@ -60,19 +60,53 @@ def claim_dead(root: pathlib.Path) -> list[Claim]:
     return claims
 
 
+def trim_dead(root: pathlib.Path, most_bytes: int) -> int:
+    """Have the logs of dead instances hold no more than that together, by removing their oldest segments; how many went.
+
+    For where no sink is: with one, whoever has it delivers and removes them.
+    """
+    removed = 0
+    with contextlib.suppress(OSError):
+        # Of living instances too: a claim keeps its owner out as it starts, so none is made without need.
+        if sum(path.stat().st_size for path in root.glob("*/*.seg")) <= most_bytes:
+            return 0
+        claims = claim_dead(root)
+        try:
+            removed = _trim([claim.folder for claim in claims], most_bytes)
+        finally:
+            for claim in claims:
+                if any(claim.folder.glob("*.seg")):
+                    claim.release()
+                else:
+                    claim.remove()
+    return removed
+
+
+def _trim(folders: list[pathlib.Path], most_bytes: int) -> int:
+    found = [(path.stat(), path) for folder in folders for path in folder.glob("*.seg")]
+    found.sort(key=lambda entry: (entry[0].st_mtime_ns, entry[1]))
+    excess, removed = sum(stat.st_size for stat, _ in found) - most_bytes, 0
+    for stat, path in found:
+        if excess <= 0:
+            break
+        path.unlink()
+        excess -= stat.st_size
+        removed += 1
+    return removed
+
+
 def _claim(folder: pathlib.Path) -> Claim | None:
     path = folder / LOCK
     try:
         fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except FileNotFoundError:
         return None
-    try:
+    # Its process lives and holds the lock, or has just removed the folder: either way it is not ours to take.
+    with contextlib.suppress(BlockingIOError, FileNotFoundError):
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # Its last owner may have removed it after we opened it; another process would lock another file then.
         if os.fstat(fd).st_ino == path.stat().st_ino:
             return Claim(folder, fd)
-    except (BlockingIOError, FileNotFoundError):
-        pass
     os.close(fd)
     return None
 

@@ -25,20 +25,20 @@ def measure(metrics: Metrics, event: Event) -> None:
     model = "other" if event.model else "none"
     method = event.method if event.method in METHODS else "other"
     metrics.published.inc()
-    metrics.requests.labels(method, endpoint, model, provider, str(event.status)).inc()
-    metrics.duration.labels(endpoint).observe(event.duration)
+    metrics.of(metrics.requests, method, endpoint, model, provider, str(event.status)).inc()
+    metrics.of(metrics.duration, endpoint).observe(event.duration)
     metrics.overhead.observe(event.overhead)
     if event.first_byte is not None:
-        metrics.ttft.labels(provider).observe(event.first_byte)
+        metrics.of(metrics.ttft, provider).observe(event.first_byte)
     if event.code:
-        metrics.refusals.labels(event.code).inc()
+        metrics.of(metrics.refusals, event.code).inc()
     if event.outcome == "client_gone":
         metrics.disconnects.inc()
     _measure_cache(metrics, event.cache)
     if event.usage.prompt_tokens:
-        metrics.tokens.labels(model, provider, "prompt").inc(event.usage.prompt_tokens)
+        metrics.of(metrics.tokens, model, provider, "prompt").inc(event.usage.prompt_tokens)
     if event.usage.completion_tokens:
-        metrics.tokens.labels(model, provider, "completion").inc(event.usage.completion_tokens)
+        metrics.of(metrics.tokens, model, provider, "completion").inc(event.usage.completion_tokens)
 
 
 def _measure_cache(metrics: Metrics, cache: str | None) -> None:

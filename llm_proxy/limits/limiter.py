@@ -7,7 +7,7 @@ from typing import Protocol
 from redis.asyncio import Redis
 
 from llm_proxy.limits.memory import MemoryLimiter
-from llm_proxy.limits.rates import Decision, Limits
+from llm_proxy.limits.rates import Decision, Limits, Standing
 from llm_proxy.limits.redis import RedisLimiter
 
 
@@ -28,6 +28,9 @@ class Limiter(Protocol):
         Raises:
             ApiError: `rate_limits_unavailable`.
         """
+
+    async def look(self, limits: Limits) -> Standing | None:
+        """How far the tightest rate is used up, None without any; nothing is taken."""
 
     def give_back(self, decision: Decision) -> None:
         """Make a granted request not to have happened, as when its quota refused it; only the first time counts."""

@@ -45,11 +45,15 @@ class MemoryLimiter:
         if full:
             wait = max(wait, WAIT_FOR_SLOT)
         receipt = None if wait else self._admit(limits, windows, self.new_id(), now)
-        standings = [
-            Standing(rate.limit, max(rate.limit - window.total, 0), window.reset(now))
-            for rate, window in zip(limits.rates, windows, strict=True)
-        ]
-        return Decision(wait, tightest(standings), full, receipt)
+        return Decision(wait, _standing(limits, windows, now), full, receipt)
+
+    async def look(self, limits: Limits) -> Standing | None:
+        """How far the tightest rate is used up, None without any; nothing is taken."""
+        now = self._clock()
+        windows = [self._windows.get(rate.key) or Window(rate.span) for rate in limits.rates]
+        for window in windows:
+            window.count(now)
+        return _standing(limits, windows, now)
 
     def admit(self, limits: Limits, id: str, numbers: tuple[int, ...]) -> Receipt:
         """Count a request that Redis admitted, where it has these numbers."""
@@ -116,3 +120,12 @@ class MemoryLimiter:
             if key is None or self._windows[key].count(now):
                 return
             del self._windows[key]
+
+
+def _standing(limits: Limits, windows: list[Window], now: int) -> Standing | None:
+    return tightest(
+        [
+            Standing(rate.limit, max(rate.limit - window.total, 0), window.reset(now))
+            for rate, window in zip(limits.rates, windows, strict=True)
+        ]
+    )

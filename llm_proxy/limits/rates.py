@@ -111,6 +111,49 @@ def limits_of(token: LimitedToken, project: Bounded, default: Bounds, distribute
     return Limits(tuple(rate for rate in rates if rate.limit), tuple(slot for slot in slots if slot.limit))
 
 
+class TokenOfProject(LimitedToken, Protocol):
+    """A token's row, with the limits of its project."""
+
+    @property
+    def project_rate_limit(self) -> int | None:
+        """Requests a second of all the project's tokens."""
+
+    @property
+    def project_rate_limit_per_minute(self) -> int | None:
+        """Requests a minute of all the project's tokens."""
+
+    @property
+    def project_max_parallel(self) -> int | None:
+        """Calls of all the project's tokens at the same time."""
+
+
+class KnownLimits:
+    """The limits of tokens, worked out once for each row.
+
+    Args:
+        default, distributed: as `limits_of` takes them.
+        most: how many tokens are remembered.
+    """
+
+    def __init__(self, default: Bounds, distributed: tuple[int, float], most: int) -> None:
+        self._default = default
+        self._distributed = distributed
+        self._most = max(1, most)
+        self._known: dict[str, tuple[TokenOfProject, Limits]] = {}
+
+    def of(self, token: TokenOfProject) -> Limits:
+        """What the token's requests have to fit into; a row that was read anew is a new object."""
+        known = self._known.get(token.id)
+        if known and known[0] is token:
+            return known[1]
+        if len(self._known) >= self._most:
+            self._known.clear()
+        project = Bounds(token.project_rate_limit, token.project_rate_limit_per_minute, token.project_max_parallel)
+        limits = limits_of(token, project, self._default, self._distributed)
+        self._known[token.id] = (token, limits)
+        return limits
+
+
 def _own(token: int | None, project: int | None, default: int | None) -> int:
     if token is not None:
         return token
@@ -141,6 +184,19 @@ class Standing(NamedTuple):
     remaining: int
     reset: int
 
+    def headers(self) -> dict[str, str]:
+        """The rate for the client, on any answer."""
+        return {
+            "x-ratelimit-limit-requests": str(self.limit),
+            "x-ratelimit-remaining-requests": str(self.remaining),
+            "x-ratelimit-reset-requests": duration(self.reset),
+        }
+
+    def without_one(self) -> "Standing":
+        """The same once the request that found it was given back."""
+        remaining = min(self.remaining + 1, self.limit)
+        return self._replace(remaining=remaining, reset=0 if remaining == self.limit else self.reset)
+
 
 @dataclass(slots=True)
 class Decision:
@@ -170,11 +226,7 @@ class Decision:
 
     def headers(self) -> dict[str, str]:
         """The tightest rate for the client, on any answer; a refusal also says when to come again."""
-        headers = {}
-        if self.standing:
-            headers["x-ratelimit-limit-requests"] = str(self.standing.limit)
-            headers["x-ratelimit-remaining-requests"] = str(self.standing.remaining)
-            headers["x-ratelimit-reset-requests"] = duration(self.standing.reset)
+        headers = self.standing.headers() if self.standing else {}
         if self.wait:
             headers["Retry-After"] = str(_ceil(self.wait, SECOND))
             headers["retry-after-ms"] = str(_ceil(self.wait, MILLISECOND))

@@ -104,6 +104,16 @@ class RedisLimiter:
         self._failures = 0
         return self._decision(limits, id, answer)
 
+    async def look(self, limits: Limits) -> Standing | None:
+        """How far the tightest rate is used up, None without any; nothing is taken. Redis away: what this process knows."""
+        if limits.rates and not self.degraded:
+            try:
+                answer = await self._within(self._patience, self._evaluate(Limits(limits.rates), ""))
+                return self._standing(limits, answer)
+            except (RedisError, OSError) as error:
+                self._failed(error)
+        return await self._memory.look(limits)
+
     def _take_without(self, limits: Limits) -> Decision:
         if self._fallback:
             return self._memory.take_now(limits)
@@ -132,14 +142,18 @@ class RedisLimiter:
 
     def _decision(self, limits: Limits, id: str, answer: list[int]) -> Decision:
         granted, full, wait, *of_rates = answer
-        numbers, left, resets = of_rates[0::3], of_rates[1::3], of_rates[2::3]
-        standings = [
-            Standing(rate.limit, remaining, reset * _MICROSECOND)
-            for rate, remaining, reset in zip(limits.rates, left, resets, strict=True)
-        ]
         wait = max(wait * _MICROSECOND, WAIT_FOR_SLOT if full else 0)
-        receipt = self._memory.admit(limits, id, tuple(numbers)) if granted else None
-        return Decision(wait, tightest(standings), bool(full), receipt)
+        receipt = self._memory.admit(limits, id, tuple(of_rates[0::3])) if granted else None
+        return Decision(wait, self._standing(limits, answer), bool(full), receipt)
+
+    def _standing(self, limits: Limits, answer: list[int]) -> Standing | None:
+        left, resets = answer[4::3], answer[5::3]
+        return tightest(
+            [
+                Standing(rate.limit, remaining, reset * _MICROSECOND)
+                for rate, remaining, reset in zip(limits.rates, left, resets, strict=True)
+            ]
+        )
 
     def give_back(self, decision: Decision) -> None:
         """Make a granted request not to have happened; only the first time counts. Redis hears of it in a moment, or never."""

@@ -5,10 +5,10 @@ one to come, `e<number>` and `c<number>` when an entry ended and how many reques
 how many requests there are in all. Slots are one sorted set: who holds one, until when. Times are microseconds of the server.
 """
 
-# KEYS: the rates, then the slots. ARGV: the time, or nothing for the server's; the id of the request; for how long it holds a
-# slot; the number of rates; for each rate its limit, span, width of a sub-bucket; for each slot its limit, the number of ids that
-# follow, ids of requests that have ended meanwhile. Answers: whether granted, whether a slot is missing, the wait; for each rate
-# the number of its newest entry, how many requests are left, when the whole limit is free again.
+# KEYS: the rates, then the slots. ARGV: the time, or nothing for the server's; the id of the request, or nothing to look and take
+# nothing; for how long it holds a slot; the number of rates; for each rate its limit, span, width of a sub-bucket; for each slot
+# its limit, the number of ids that follow, ids of requests that have ended meanwhile. Answers: whether granted, whether a slot is
+# missing, the wait; for each rate the number of its newest entry, how many requests are left, when the whole limit is free again.
 TAKE = """
 local now = tonumber(ARGV[1])
 if not now then
@@ -96,7 +96,7 @@ for i = rates + 1, #KEYS do
   missing, at = is_full(KEYS[i], at)
   full = full or missing
 end
-local granted = wait == 0 and not full
+local granted = wait == 0 and not full and id ~= ''
 for i = rates + 1, granted and #KEYS or 0 do
   redis.call('ZADD', KEYS[i], text(now + lifetime), id)
   redis.call('PEXPIRE', KEYS[i], math.ceil(lifetime / 1000) + 1000)

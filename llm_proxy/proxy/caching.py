@@ -49,12 +49,13 @@ class Turn:
     def _read(self) -> Lookup:
         request = self._call.request
         lookup = rules.read_request(request.method, request.raw_headers, post_listed=self._post_listed)
-        # A body that is not held names no answer, and cannot be sent again behind the call.
-        streamed = self._call.body.rest is not None
-        if not self._cache.enabled or (streamed and not lookup.bypass):
-            return dataclasses.replace(lookup, bypass="bypass")
         if lookup.bypass:
             return lookup
+        body = self._call.body
+        # A GET may have a body, which is no part of its key, though it may be of what its provider makes of it.
+        unkeyed = body.rest is not None or (body.held and lookup.method != "POST")
+        if unkeyed or not self._cache.enabled:
+            return dataclasses.replace(lookup, bypass="bypass")
         return dataclasses.replace(lookup, headers=fields.without(lookup.headers, _NEVER_SELECTING))
 
     def _key(self) -> str:
@@ -219,7 +220,7 @@ class Turn:
         return self._capture is not None
 
     async def finish(self, *, whole: bool) -> bool:
-        """The provider's answer has ended: store it, if it may be and is `whole`; whether it is stored."""
+        """The provider's answer has ended: store it, if it may be and is `whole`; whether it is stored now."""
         capture, self._capture = self._capture, None
         if capture is None or self.key is None or not whole:
             return False

@@ -13,15 +13,19 @@ from llm_proxy.errors import ApiError, UpstreamError
 from llm_proxy.events import Event
 from llm_proxy.grammar import Target, path_of
 from llm_proxy.ids import new_id, valid_request_id
+from llm_proxy.limits.rates import Decision, Standing
 from llm_proxy.peers import Peer
 from llm_proxy.providers import Provider
 from llm_proxy.providers.profiles import Profile
 from llm_proxy.proxy.body import Body
 from llm_proxy.proxy.capture import captures, reply_text, request_text
+from llm_proxy.proxy.headers import replaced
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
 from llm_proxy.secret import redact
 from llm_proxy.tokens import Token
+from llm_proxy.usage import Usage
+from llm_proxy.usage.counter import Counter
 
 _MOST_KEPT = 400
 
@@ -69,17 +73,24 @@ class Call:
             path=shown(self.target.path) or "",
         )
         self.token: Token
+        self.recognised = False
         self.body = Body()
         self.wants_stream = False
+        self.wants_usage = False
         self.reached_provider = False
         self.published = False
         self.sent_ns = 0
         self.sent_at = 0.0
         self.tee: Tee | None = None
+        self.replayed: Tee | None = None
+        self.counter: Counter | None = None
         self.end_error: ApiError | None = None
         self.deadline: asyncio.Timeout | None = None
         self.timings: list[tuple[str, float]] = []
         self._took_request = False
+        self._asked_limits = False
+        self._took_limits: Decision | None = None
+        self._standing: Standing | None = None
         self._began = time.perf_counter()
         self._waited = 0.0
 
@@ -96,20 +107,51 @@ class Call:
     def recognise(self, token: Token) -> None:
         """The call has shown a good token."""
         self.token = token
+        self.recognised = True
         event = self.event
         event.token_id, event.token_name = token.id, token.name
         event.project_id, event.project_name = token.project_id, token.project_name
         self.context.running.add(self)
 
+    async def take_limits(self) -> None:
+        """Take one request from all rates, and the parallel slots, or nothing.
+
+        Raises:
+            ApiError: `rate_limit_exceeded`, `rate_limits_unavailable`.
+        """
+        self._asked_limits = True
+        if limits := self.context.limits.of(self.token):
+            self._took_limits = decision = await self.context.limiter.take(limits)
+            self._standing = decision.standing
+            if not decision.granted:
+                raise decision.refusal()
+
     async def take_request(self) -> None:
-        """Take one request from the token's quota."""
+        """Take one request from the token's quota; from now on, what was taken from the rates stays taken."""
         await self.context.quota.take(self.token)
         self._took_request = True
 
+    def give_back_limits(self) -> None:
+        """Make the call not to have happened to the rates, unless its quota let it through; its slots are free."""
+        decision = self._took_limits
+        if decision and decision.receipt and not self._took_request:
+            self.context.limiter.give_back(decision)
+            self._standing = self._standing and self._standing.without_one()
+
+    async def look_at_limits(self) -> None:
+        """Know how far the rates are used up, for an answer to a limited token that was refused before they were asked."""
+        if self.recognised and not self._asked_limits:
+            self._standing = await self.context.limiter.look(self.context.limits.of(self.token))
+
     def begin_reply(self, status: int, reason: str, headers: Iterable[tuple[bytes, bytes]], length: int | None) -> None:
-        """Settle the head of the reply; a process that stops takes no further request on its connection."""
+        """Settle the head of the reply, with the token's rates in place of the provider's.
+
+        A process that stops takes no further request on its connection.
+        """
         if self.context.stopping:
             self.reply.keep_alive = False
+        if self._standing:
+            headers = replaced(headers, self._standing.headers())
         self.reply.begin(status, reason, headers, length)
 
     def end(self, error: ApiError) -> None:
@@ -141,7 +183,10 @@ class Call:
 
     def server_timing(self) -> bytes:
         """The Server-Timing header's value, in milliseconds."""
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in self.timings).encode()
+        total: dict[str, float] = {}
+        for name, seconds in self.timings:
+            total[name] = total.get(name, 0.0) + seconds
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in total.items()).encode()
 
     def sent(self) -> None:
         """The request is handed to the provider's connection, so it counts from now on."""
@@ -171,19 +216,31 @@ class Call:
         event.duration = time.perf_counter() - self._began
         event.overhead = max(0.0, event.duration - self._waited)
         if self.tee:
-            event.usage, event.model_used, event.stream = self.tee.usage(), shown(self.tee.model), self.tee.is_event_stream
+            event.usage, event.model_used, event.stream = self._usage(self.tee), shown(self.tee.model), self.tee.is_event_stream
         event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes + len(last)
         if captures(self.context.settings):
             self._capture()
         self.context.bus.publish(event)
 
+    def _usage(self, tee: Tee) -> Usage:
+        """What the provider stated goes before what was counted."""
+        stated, counter = tee.usage(), self.counter
+        if counter is None:
+            return stated
+        usage = stated if stated.source != "none" else counter.usage()
+        counter.drop()
+        return usage
+
     def _capture(self) -> None:
         settings, event = self.context.settings, self.event
         event.request_body = request_text(self.request.headers, self.body.held, settings.observability_max_request_body_bytes)
-        event.reply_body = reply_text(self.tee, settings.observability_max_response_body_bytes)
+        event.reply_body = reply_text(self.tee or self.replayed, settings.observability_max_response_body_bytes)
 
     def settle(self) -> None:
         """Give back what the call took and did not use."""
         self.context.running.remove(self)
+        self.give_back_limits()
+        if self._took_limits:
+            self.context.limiter.release(self._took_limits)
         if self._took_request and not self.reached_provider:
             self.context.quota.give_back(self.token)

@@ -11,6 +11,7 @@ from llm_proxy.proxy import headers, urls
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.capture import kept_of
+from llm_proxy.proxy.counting import begin_counting, settle_usage
 from llm_proxy.proxy.replay import passed_on, replay
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
@@ -114,6 +115,7 @@ async def _relay(call: Call, route: Route, turn: Turn, answer: Answer, idle: flo
     sent = passed_on(call, [route], answer.headers, _added(call, tee))
     await turn.answered(answer.status, answer.reason, answer.headers, sent)
     call.begin_reply(answer.status, answer.reason, [*sent, *turn.headers()], int(length) if length else None)
+    begin_counting(call, tee)
     if tee.is_event_stream:
         await call.reply.flush_head()
     await _relay_body(call, turn, answer, tee, idle)
@@ -146,6 +148,7 @@ def _until_first_byte(call: Call, tee: Tee, idle: float) -> float:
 
 async def _end(call: Call, last: bytes) -> None:
     call.reply.check_client()
+    await settle_usage(call)
     call.publish("completed", last=last)
     await call.reply.end(last)
 

@@ -17,6 +17,7 @@ from llm_proxy.providers import policy
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
+from llm_proxy.proxy.counting import asks_for_usage
 from llm_proxy.proxy.credentials import presented_token
 from llm_proxy.proxy.forward import forward
 from llm_proxy.proxy.refresh import refresh
@@ -27,7 +28,7 @@ from llm_proxy.tokens import Token
 log = logging.getLogger(__name__)
 
 # Refusals of a credential: these are audited.
-CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive"})
+CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive", "too_many_failures"})
 
 
 async def handle(context: Context, request: web.BaseRequest) -> Reply:
@@ -42,9 +43,10 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
             return await answer_preflight(call)
         call.recognise(await authenticate(call))
         routes = await admit_head(call)
+        await take_limits(call)
         answer_expectation(call)
         routes = await admit_body(call, routes)
-        await take_limits(call)
+        await take_request(call)
         return await respond(call, routes)
     except ApiError as error:
         return await tell(call, error)
@@ -92,9 +94,22 @@ async def answer_preflight(call: Call) -> Reply:
 
 
 async def authenticate(call: Call) -> Token:
-    """The token of the call, mostly without the database."""
+    """The token of the call, mostly without the database; not even looked up where too many were unknown before."""
+    context, address = call.context, call.peer.address
     with call.timed("auth"):
-        return await call.context.tokens.authenticate(presented_token(call.request.raw_headers))
+        refusal = context.strangers.refusal(address)
+        try:
+            presented = presented_token(call.request.raw_headers)
+            if refusal and not context.tokens.has_served(presented):
+                raise refusal
+            return await context.tokens.authenticate(presented)
+        except ApiError as error:
+            if error.code != "invalid_token":
+                raise
+            if refusal:
+                raise refusal from error
+            context.strangers.count(address)
+            raise
 
 
 async def admit_head(call: Call) -> list[Route]:
@@ -132,6 +147,7 @@ async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
         call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted)
     parameters = read_parameters(call, strict=restricted)
     call.wants_stream = (parameters or {}).get("stream") is True
+    call.wants_usage = asks_for_usage(parameters or {})
     model = policy.model_of(call.target.path, parameters)
     call.event.model = shown(model)
     policy.check_model(allowed, model, required=policy.needs_model(request.method, call.target.path))
@@ -151,7 +167,13 @@ def read_parameters(call: Call, *, strict: bool) -> dict[str, object] | None:
 
 
 async def take_limits(call: Call) -> None:
-    """Take from what the token may use, all or nothing."""
+    """Take from rates and slots at once, before the body is waited for: a call that reads its body runs already."""
+    with call.timed("limit"):
+        await call.take_limits()
+
+
+async def take_request(call: Call) -> None:
+    """Take from the quota; refused, the rates and slots go back too, as they do for all that was refused before."""
     with call.timed("limit"):
         await call.take_request()
 
@@ -199,6 +221,8 @@ async def refuse(call: Call, error: ApiError) -> Reply:
     """Answer with an error, in the dialect of the path."""
     if error.code in CREDENTIAL_CODES:
         audit_refusal(call, error)
+    call.give_back_limits()
+    await call.look_at_limits()
     if "Expect" in call.request.headers and not call.reply.asked_for_body:
         # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
         call.reply.keep_alive = False

@@ -1,6 +1,6 @@
 """Which headers go to the provider, which come back."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from llm_proxy.grammar import RawHeaders
 from llm_proxy.providers.profiles import Auth
@@ -105,6 +105,12 @@ def to_client(headers: RawHeaders, added: RawHeaders, rewrite: Callable[[str], s
             value = rewrite(value.decode("latin-1")).encode("latin-1")
         kept.append((name, value))
     return [*kept, *added]
+
+
+def replaced(headers: Iterable[tuple[bytes, bytes]], ours: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """The headers without those that we set, then ours; their names are in lower case."""
+    kept = [(name, value) for name, value in headers if name.lower().decode("latin-1") not in ours]
+    return kept + [(name.encode(), value.encode()) for name, value in ours.items()]
 
 
 def _safe(value: bytes) -> bool:

@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import orjson
 
@@ -97,6 +97,7 @@ class Tee:
         keep: how many bytes of the decoded reply are kept.
 
     Attributes:
+        on_data: given the data of each event of a stream; None while nobody wants it.
         is_event_stream: whether the reply is a stream of events, coded or not.
         is_text: whether it is a stream of events, JSON or other text.
         is_uncoded: whether its bytes are what they say, so that an event may be added.
@@ -115,6 +116,7 @@ class Tee:
         "is_event_stream",
         "is_text",
         "is_uncoded",
+        "on_data",
     )
 
     def __init__(self, content_type: str, content_encoding: str, keep: int = KEEP) -> None:
@@ -124,6 +126,7 @@ class Tee:
         self._is_json = kind == "application/json" or kind.endswith("+json")
         self.is_text = self.is_event_stream or self._is_json or kind.startswith("text/")
         self.is_uncoded = coding in _UNCODED
+        self.on_data: Callable[[bytes], None] | None = None
         self._keep = keep
         self._kept = bytearray()
         self._tail = bytearray()
@@ -158,6 +161,13 @@ class Tee:
         """The beginning of the decoded reply."""
         return bytes(self._kept)
 
+    def payloads(self) -> Iterable[bytes]:
+        """The JSON texts that the reply is made of, split when they are asked for; none when it was not kept whole."""
+        kept = bytes(self._kept) if len(self._kept) < self._keep else b""
+        if not self.is_event_stream:
+            return [kept] if self._is_json else []
+        return (data for _, data in EventSplitter().feed(kept))
+
     def feed(self, chunk: bytes) -> None:
         """Takes the next bytes of the reply."""
         if self.is_uncoded:
@@ -180,6 +190,8 @@ class Tee:
         if self.is_event_stream:
             for event, payload in self._splitter.feed(data):
                 self._stream.feed(event, payload)
+                if self.on_data:
+                    self.on_data(payload)
         elif self._is_json:
             self._said = None
             if len(data) > room:

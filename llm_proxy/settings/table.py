@@ -209,5 +209,15 @@ class Settings:
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
+    @property
+    def ships(self) -> bool:
+        """Whether events go on to Redis."""
+        return self.observability_enabled and self.llm_proxy_event_bus == "redis-streams"
+
+    @property
+    def delivers(self) -> bool:
+        """Whether events go to sinks from here."""
+        return self.observability_enabled and not self.ships
+
 
 TABLE = tuple(field for field in dataclasses.fields(Settings) if field.metadata)

@@ -37,8 +37,8 @@ async def test_a_good_house_passes(checked: Check, house: House) -> None:
     assert (done.code, done.err) == (0, "")
     states = [line.split()[0] for line in done.out.splitlines()]
     subjects = [line.split()[1] for line in done.out.splitlines()]
-    assert states == ["ok"] * 4
-    assert subjects == ["settings:", "profiles:", "database:", "provider"]
+    assert states == ["ok"] * 5
+    assert subjects == ["settings:", "profiles:", "events:", "database:", "provider"]
     assert "SQLite 3." in done.out and "schema 0001_tables" in done.out
 
 
@@ -157,6 +157,8 @@ def test_missing_migrations_are_told_and_not_applied(cli: Cli, env_file: pathlib
         pytest.param({"TRUSTED_PROXIES": "x"}, 2, "TRUSTED_PROXIES=x", id="networks, with no database yet"),
         pytest.param({"DATABASE_PATH": "broken.yaml/x.db"}, 1, "nothing can be written to", id="no folder"),
         pytest.param({"DATABASE_PATH": "broken.yaml"}, 1, "file is not a database", id="no database"),
+        pytest.param({"EVENT_DIR": "broken.yaml"}, 1, "EVENT_DIR=broken.yaml: nothing can be written to", id="events"),
+        pytest.param({"EVENT_SINKS": "file", "EVENT_FILE": "broken.yaml/f"}, 1, "EVENT_FILE=broken.yaml/f: nothing", id="file"),
     ],
 )
 def test_what_would_stop_a_start_stops_the_check(
@@ -166,6 +168,11 @@ def test_what_would_stop_a_start_stops_the_check(
     done = cli("check", **{**GOOD, **env})
     assert done.code == code
     assert says in done.err and done.err.count("Error: ") == 1
+
+
+def test_events_that_are_switched_off_need_no_room(cli: Cli, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "file").touch()
+    assert cli("check", **GOOD, EVENT_DIR="file", OBSERVABILITY_ENABLED="false").code == 0
 
 
 def test_a_damaged_file_is_recognised(cli: Cli, env_file: pathlib.Path) -> None:
@@ -190,7 +197,6 @@ def test_a_newer_database_is_recognised(cli: Cli, env_file: pathlib.Path) -> Non
 
 
 def test_postgresql_says_its_version(cli: Cli, env_file: pathlib.Path, postgres_url: str) -> None:
-    cli("migrate", "up", DATABASE_URL=postgres_url)
     done = cli("check", DATABASE_URL=postgres_url)
     assert done.code == 0
     assert "database: PostgreSQL " in done.out and "schema 0001_tables" in done.out
@@ -200,7 +206,6 @@ def test_an_old_postgresql_is_refused(
     cli: Cli, env_file: pathlib.Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check, "OLDEST_POSTGRES", 999)
-    cli("migrate", "up", DATABASE_URL=postgres_url)
     done = cli("check", DATABASE_URL=postgres_url)
     assert done.code == 1
     assert done.err.startswith("Error: PostgreSQL 999 or newer is needed; this is ")

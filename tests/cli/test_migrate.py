@@ -24,7 +24,7 @@ NEWEST = migrate.known()[-1]
 def env(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> dict[str, str]:
     """The setting that names an empty database, once of each kind."""
     if request.param == "postgres":
-        return {"DATABASE_URL": request.getfixturevalue("postgres_url")}
+        return {"DATABASE_URL": request.getfixturevalue("empty_postgres_url")}
     return {"DATABASE_PATH": str(tmp_path / "x.db")}
 
 

@@ -32,8 +32,7 @@ def postgres_url(postgres: Postgres) -> str:
     with closing(psycopg2.connect(postgres.uri)) as connection:
         connection.autocommit = True
         connection.cursor().execute("DROP DATABASE IF EXISTS migrated WITH (FORCE)")
-        connection.cursor().execute("CREATE DATABASE migrated")
-    return postgres.uri.replace("/postgres", "/migrated")
+    return postgres.create("migrated")
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -170,17 +171,29 @@ async def test_a_sink_whose_code_breaks_on_an_event_loses_only_that(tmp_path: pa
     assert [letter["reason"] for letter in post.letters] == ["TypeError: a bug"]
 
 
-async def test_what_the_cap_dropped_is_accounted_for(tmp_path: pathlib.Path) -> None:
-    post = Post(tmp_path, ScriptedSink(lambda events: DELIVERED), backlog_bytes=20_000)
-    for number in range(200):
-        post.publish(number)
-        post.spool.tick()
+@pytest.mark.parametrize("cap", [1, 2_000, 8_000, 20_000, 60_000])
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_the_cap_dropped_with_what_was_delivered_is_all_that_was_produced(
+    tmp_path: pathlib.Path, cap: int, seed: int
+) -> None:
+    chance, produced, down = random.Random(seed), 200, [True]
+    post = Post(tmp_path, ScriptedSink(lambda events: AWAY if down[0] else DELIVERED), backlog_bytes=cap, sync="os")
     async with delivering(post):
+        for number in range(produced):
+            post.publish(number)
+            if chance.random() < 0.5:
+                await asyncio.to_thread(post.spool.tick)
+            if number > produced // 2 and chance.random() < 0.1:
+                down[0] = not down[0]
+        down[0] = False
         await post.until(lambda: post.dispatcher.stats.backlog.count == 0)
-    stats = post.dispatcher.stats
-    assert stats.dropped > 0
-    assert stats.dropped + stats.delivered == 200
-    assert post.letters[0]["gap"] == {"from": 1, "to": stats.dropped, "count": stats.dropped}
+    gone = [n for letter in post.letters for n in range(letter["gap"]["from"], letter["gap"]["to"] + 1)]
+    assert sum(letter["gap"]["count"] for letter in post.letters) == len(gone) == post.dispatcher.stats.dropped
+    # The first sequence of a log is 1.
+    taken = [int(name.removeprefix("request-")) + 1 for name in post.sink.taken]
+    assert sorted(taken + gone) == list(range(1, produced + 1)), "each is delivered once, or gone and accounted for"
+    assert taken == sorted(taken)
+    assert cap > 20_000 or gone
 
 
 async def test_a_stop_leaves_on_the_disk_what_a_hanging_sink_does_not_take(tmp_path: pathlib.Path) -> None:

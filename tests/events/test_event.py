@@ -28,7 +28,7 @@ def test_record_is_json_with_time_and_usage() -> None:
     event.usage = Usage(prompt_tokens=3, completion_tokens=4, total_tokens=7, source="provider")
     record = json.loads(orjson.dumps(as_record(event)))
     assert record["started_at"] == "2026-11-21T08:54:37.120Z"
-    assert (record["usage"]["prompt_tokens"], record["usage"]["source"]) == (3, "provider")
+    assert (record["usage"]["prompt_tokens"], record["usage_source"]) == (3, "provider")
     assert (record["request_id"], record["path"], record["first_byte"]) == ("r1", "/v1/chat/completions", None)
 
 

@@ -1,12 +1,13 @@
 """Tests of whose folder is whose."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from llm_proxy.events.instances import claim_dead, claim_own
+from llm_proxy.events.instances import claim_dead, claim_own, trim_dead
 
 OWNER = """
 import pathlib, sys
@@ -55,8 +56,31 @@ def test_what_was_set_aside_keeps_its_folder(tmp_path: pathlib.Path) -> None:
     assert (claim.folder / "00000001.bad").exists()
 
 
+def test_the_oldest_segments_of_the_dead_go_until_the_rest_is_within_the_cap(tmp_path: pathlib.Path) -> None:
+    living = claim_own(tmp_path, "alive")
+    segments = [("old", 1, 10), ("alive", 1, 5), ("old", 2, 20), ("new", 1, 30), ("new", 2, 40)]
+    for name, number, age in segments:
+        path = tmp_path / f"{name}-1" / f"{number:08d}.seg"
+        path.parent.mkdir(exist_ok=True)
+        (path.parent / "lock").touch()
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (age, age))
+    assert trim_dead(tmp_path, 500) == 0
+    assert trim_dead(tmp_path, 150) == 3
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*.seg")) == [
+        "alive-1/00000001.seg",
+        "new-1/00000002.seg",
+    ]
+    assert not (tmp_path / "old-1").exists(), "an empty folder goes too"
+    [left] = claim_dead(tmp_path)
+    assert left.folder.name == "new-1", "what stays can be claimed again"
+    left.release()
+    living.release()
+
+
 def test_a_root_that_is_not_there_has_no_dead(tmp_path: pathlib.Path) -> None:
     assert claim_dead(tmp_path / "absent") == []
+    assert trim_dead(tmp_path / "absent", 0) == 0
 
 
 def test_a_root_that_cannot_be_made_is_said(tmp_path: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ from stage.redis import RedisServer
 
 from llm_proxy.limits.limiter import Limiter, open_limiter
 from llm_proxy.limits.memory import MemoryLimiter
-from llm_proxy.limits.rates import MINUTE, SECOND, Decision, Limits, Rate, Slots
+from llm_proxy.limits.rates import MINUTE, SECOND, Decision, Limits, Rate, Slots, Standing
 from llm_proxy.limits.redis import RedisLimiter
 from llm_proxy.redis_client import open_redis
 from llm_proxy.secret import Secret
@@ -197,6 +197,17 @@ async def test_without_limits_everything_goes(bench: Bench) -> None:
         decision = await bench.grant()
         bench.limiter.give_back(decision)
         assert decision.headers() == {}
+
+
+async def test_looking_says_what_is_left_and_takes_nothing(bench: Bench) -> None:
+    rates = minute(2), Rate("{p}:second", 5, SECOND)
+    assert await bench.limiter.look(Limits(rates)) == Standing(2, 2, 0)
+    await bench.grant(*rates)
+    bench.now += SECOND
+    for _ in range(3):
+        assert await bench.limiter.look(Limits(rates, (parallel(1),))) == Standing(2, 1, 59 * SECOND)
+    await bench.grant(*rates, parallel(1))
+    assert await bench.limiter.look(Limits((), (parallel(1),))) is None
 
 
 async def test_keys_do_not_share(bench: Bench) -> None:

@@ -11,18 +11,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Iterator, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from typing import IO
 
 import hypothesis
-import psycopg2
 import pytest
-import stage.quota_racer
 import uvloop
 from hypothesis import strategies as st
 from stage.asking import until
 from stage.house import settings_for
 from stage.postgres import Postgres
+from stage.redis import RedisServer
 
 from llm_proxy import projects, tokens
 from llm_proxy.changes import EVERYTHING, Change
@@ -35,6 +34,9 @@ from llm_proxy.settings import Settings
 from llm_proxy.tokens import Token
 from llm_proxy.vault import Vault
 
+# TOKENS=3000 is the full race.
+TOKENS = int(os.environ.get("TOKENS", "200"))
+
 # What happens in memory is the same on both databases.
 on_one = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 
@@ -42,10 +44,7 @@ on_one = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 @pytest.fixture(scope="module")
 def postgres_url(postgres: Postgres) -> str:
     """The URL of one database for all these tests."""
-    with closing(psycopg2.connect(postgres.uri)) as connection:
-        connection.autocommit = True
-        connection.cursor().execute("CREATE DATABASE quotas")
-    return postgres.uri.replace("/postgres", "/quotas")
+    return postgres.create("quotas")
 
 
 @pytest.fixture
@@ -150,13 +149,15 @@ def quota(watched: Watched, clock: Clock) -> Quota:
 class Racer:
     """A process that takes part in a race."""
 
-    def __init__(self, settings: Settings, path: pathlib.Path) -> None:
+    def __init__(self, settings: Settings, path: pathlib.Path, redis: RedisServer | None) -> None:
         if settings.db_driver == "postgres":
             given = {"DATABASE_URL": settings.database_url.reveal()}
         else:
             given = {"DATABASE_PATH": settings.database_path}
+        if redis:
+            given["REDIS_URL"] = redis.uri
         self._process = subprocess.Popen(
-            [sys.executable, stage.quota_racer.__file__, json.dumps(given), str(path)],
+            [sys.executable, "-m", "stage.quota_racer", json.dumps(given), str(path)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -192,9 +193,9 @@ class Racer:
 
 
 @contextlib.contextmanager
-def racing(settings: Settings, path: pathlib.Path, number: int) -> Iterator[list[Racer]]:
+def racing(settings: Settings, path: pathlib.Path, number: int, redis: RedisServer | None = None) -> Iterator[list[Racer]]:
     """So many racers, all of them ready."""
-    racers = [Racer(settings, path) for _ in range(number)]
+    racers = [Racer(settings, path, redis) for _ in range(number)]
     try:
         for racer in racers:
             racer.wait_until_ready()
@@ -209,16 +210,24 @@ def granted_in(path: pathlib.Path) -> collections.Counter[str]:
     return collections.Counter(path.read_text().split())
 
 
-async def test_six_processes_grant_exactly_what_there_is(database: Database, settings: Settings, tmp_path: pathlib.Path) -> None:
-    made = await make_tokens(database, [1 + number % 3 for number in range(500)])
+@pytest.mark.parametrize("limits", ["quotas alone", "limits in Redis"])
+async def test_six_processes_grant_exactly_what_there_is(
+    database: Database, settings: Settings, tmp_path: pathlib.Path, limits: str, request: pytest.FixtureRequest
+) -> None:
+    made = await make_tokens(database, [1] * TOKENS)
+    redis = None
+    if limits == "limits in Redis":
+        redis = request.getfixturevalue("redis_server")
+        # Fewer at a time than take part, so that what a slot refuses has to be tried again.
+        await projects.update(database, made[0].project_id, {"rate_limit_per_minute": 10**6, "max_parallel": 20})
     log = tmp_path / "granted"
-    with racing(settings, log, 6) as racers:
+    with racing(settings, log, 6, redis) as racers:
         start = time.monotonic()
         for racer in racers:
             racer.go()
         asked = sum(await asyncio.gather(*(asyncio.to_thread(racer.wait) for racer in racers)))
         seconds = time.monotonic() - start
-    print(f"{settings.db_driver}: {asked} takes in {seconds:.2f} s, {asked / seconds:.0f} a second")
+    print(f"{settings.db_driver}, {limits}: {len(made)} tokens, {asked} takes in {seconds:.2f} s, {asked / seconds:.0f} a second")
     assert granted_in(log) == {token.id: token.max_requests for token in made}
     rows = await database.fetch_all("SELECT id, request_count FROM tokens")
     assert {row["id"]: row["request_count"] for row in rows} == {token.id: token.max_requests for token in made}

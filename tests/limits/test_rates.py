@@ -4,7 +4,19 @@ import dataclasses
 
 import pytest
 
-from llm_proxy.limits.rates import MILLISECOND, MINUTE, SECOND, Bounds, Decision, Limits, Standing, duration, limits_of, tightest
+from llm_proxy.limits.rates import (
+    MILLISECOND,
+    MINUTE,
+    SECOND,
+    Bounds,
+    Decision,
+    KnownLimits,
+    Limits,
+    Standing,
+    duration,
+    limits_of,
+    tightest,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,3 +153,29 @@ def test_a_refusal_names_its_cause(full: bool, said: str) -> None:
     assert error.code == "rate_limit_exceeded"
     assert said in error.message
     assert error.headers == {"Retry-After": "1", "retry-after-ms": "1000"}
+
+
+def test_what_was_given_back_is_left_again() -> None:
+    assert Standing(5, 3, SECOND).without_one() == Standing(5, 4, SECOND)
+    assert Standing(5, 4, SECOND).without_one() == Standing(5, 5, 0), "nothing is in the window any more"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenRow(Row):
+    """A token's row, its project's limits beside its own."""
+
+    project_rate_limit: int | None = None
+    project_rate_limit_per_minute: int | None = None
+    project_max_parallel: int | None = None
+
+
+def test_limits_are_worked_out_once_for_each_row_and_anew_when_it_changes() -> None:
+    known = KnownLimits(Bounds(rate_limit_per_minute=7, max_parallel=0), (3, 1.0), 2)
+    row = TokenRow(rate_limit=1, project_rate_limit=2, project_max_parallel=9)
+    limits = known.of(row)
+    assert [rate.limit for rate in limits.rates] == [1, 7, 3, 2] and [slots.limit for slots in limits.slots] == [9]
+    assert known.of(row) is limits
+    assert known.of(dataclasses.replace(row, rate_limit=4)).rates[0].limit == 4
+    for id in "abc":
+        known.of(dataclasses.replace(row, id=id))
+    assert len(known._known) <= 2

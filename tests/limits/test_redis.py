@@ -311,6 +311,17 @@ async def test_without_fallback_calls_are_refused_until_redis_is_back(mortal_red
         assert (await bench.limiter.take(minute(7))).granted
 
 
+async def test_who_only_looks_waits_no_longer_and_is_told_what_this_process_knows(mortal_redis: RedisServer) -> None:
+    async with open_bench(mortal_redis.uri, fallback=False) as bench:
+        assert (await bench.limiter.take(minute(7))).granted
+        mortal_redis.freeze()
+        for _ in range(FAILURES):
+            async with asyncio.timeout(SOON):
+                standing = await bench.limiter.look(minute(7))
+            assert standing and (standing.limit, standing.remaining) == (7, 6)
+        assert await bench.switched() == "unavailable"
+
+
 async def test_a_full_redis_is_as_good_as_none(mortal_redis: RedisServer) -> None:
     async with open_bench(mortal_redis.uri) as bench:
         await bench.redis.config_set("maxmemory", 1)

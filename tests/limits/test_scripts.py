@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.asyncio import Redis
-from stage.arrivals import PATTERNS, most_in_any_window
+from stage.arrivals import PATTERNS, TOTAL, most_in_any_window
 from stage.redis import RedisServer
 
 from llm_proxy.limits.scripts import GIVE_BACK, HOLD, TAKE
@@ -17,8 +17,9 @@ from llm_proxy.secret import Secret
 SPAN = 10_000_000
 LIFETIME = 30_000_000
 BEGIN = 1_763_720_000_000_000
-ARRIVALS = 2_000
+LIMITS = (1, 7, LONGEST_LOG, 2 * LONGEST_LOG + 1)
 AT_ONCE = 200
+ARRIVALS = TOTAL // 10 // (len(LIMITS) * len(PATTERNS)) // AT_ONCE * AT_ONCE + AT_ONCE
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def expected(window: Window, now: int, limit: int) -> list[int]:
     return [int(not wait), 0, wait, max(limit - window.total, 0), window.reset(now)]
 
 
-@pytest.mark.parametrize("limit", [1, 7, LONGEST_LOG, 2 * LONGEST_LOG + 1])
+@pytest.mark.parametrize("limit", LIMITS)
 @pytest.mark.parametrize("pattern", PATTERNS)
 async def test_redis_decides_as_the_window_does_and_no_window_ever_holds_more(redis: "Redis", pattern: str, limit: int) -> None:
     arrivals = [BEGIN + at for at in itertools.islice(PATTERNS[pattern](random.Random(limit), SPAN, limit), ARRIVALS)]

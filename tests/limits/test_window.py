@@ -6,13 +6,13 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stage.arrivals import PATTERNS, most_in_any_window
+from stage.arrivals import PATTERNS, TOTAL, most_in_any_window
 
 from llm_proxy.limits.window import LONGEST_LOG, Window
 
 SPAN = 1_000_000
-ARRIVALS = 90_000
 LIMITS = {"one": 1, "a few": 7, "the longest log": LONGEST_LOG, "sub-buckets": 5 * LONGEST_LOG}
+ARRIVALS = TOTAL // (len(LIMITS) * len(PATTERNS)) + 1
 
 
 def take(window: Window, now: int, limit: int) -> int:
@@ -30,7 +30,6 @@ def filled(limit: int, *moments: int) -> Window:
     return window
 
 
-# Twelve times 90,000 are more than a million.
 @pytest.mark.parametrize("limit", LIMITS.values(), ids=LIMITS)
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_no_window_ever_holds_more_than_the_limit(pattern: str, limit: int) -> None:

@@ -46,12 +46,13 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("TokenCreate", {"project_id": UNKNOWN, "duration_minutes": 525_601}),
     ("TokenCreate", {"project_id": UNKNOWN, "duration_minutes": 1, "expires_at": None}),
     ("TokenUpdate", {"allowed_models": None}),
-    ("TokenUpdate", {"rate_limit": 5}),
     ("Purge", {}),
     ("Purge", {"all": False}),
     ("Purge", {"method": "GET"}),
     ("Purge", {"path": "v1/models"}),
     ("Purge", {"all": True, "prefix": "/"}),
+    ("TokenUpdate", {"rate_limit": -1}),
+    ("ProjectCreate", {"name": "demo", "max_parallel": 0.5}),
 ]
 
 

@@ -23,7 +23,8 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"name": "a\u202eb"}, "invalid_field", "name"),
     ({"name": "demo", "id": NOBODY}, "invalid_field", "id"),
     ({"name": "demo", "is_active": True}, "invalid_field", "is_active"),
-    ({"name": "demo", "rate_limit": 5}, "invalid_field", "rate_limit"),
+    ({"name": "demo", "rate_limit": -1}, "invalid_field", "rate_limit"),
+    ({"name": "demo", "max_parallel": "5"}, "invalid_field", "max_parallel"),
     ({"name": "demo", "api_key": None}, "invalid_field", "api_key"),
     ({"name": "demo", "api_key": ""}, "invalid_field", "api_key"),
     ({"name": "demo", "api_key": "sk-with space-0123456789"}, "invalid_field", "api_key"),
@@ -225,3 +226,19 @@ async def test_a_project_that_is_not_there_is_not_found(api: Management) -> None
         assert await api.refused("POST", f"{path}/tokens/revoke") == (404, "not_found", None)
         assert await api.refused("GET", f"{path}/providers") == (404, "not_found", None)
         assert await api.refused("POST", f"{path}/providers", {"api_key": KEY}) == (404, "not_found", None)
+
+
+async def test_limits_are_made_read_and_changed_one_by_one(each_api: Management) -> None:
+    made = (await each_api.ask("POST", "/manage/projects", {"name": "demo", "rate_limit": 5, "max_parallel": 0})).data
+    names = ("rate_limit", "rate_limit_per_minute", "max_parallel")
+    assert [made[name] for name in names] == [5, None, 0]
+    changed = await each_api.done("PATCH", f"/manage/projects/{made['id']}", {"rate_limit_per_minute": 60, "max_parallel": None})
+    assert [changed[name] for name in names] == [5, 60, None]
+    assert await each_api.done("GET", f"/manage/projects/{made['id']}") == changed
+    [event] = await each_api.audit(action="project.update")
+    assert event["details"]["after"] == {"rate_limit_per_minute": 60, "max_parallel": None}
+    assert await each_api.refused("PATCH", f"/manage/projects/{made['id']}", {"rate_limit": -1}) == (
+        400,
+        "invalid_field",
+        "rate_limit",
+    )

@@ -66,7 +66,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {"\x07": 1}}, "metadata"),
     ({"metadata": {"a": "x" * 8193}}, "metadata"),
     ({"metadata": {str(number): number for number in range(51)}}, "metadata"),
-    ({"rate_limit": 5}, "rate_limit"),
+    ({"rate_limit": -1}, "rate_limit"),
+    ({"rate_limit": 0.5}, "rate_limit"),
+    ({"rate_limit_per_minute": "60"}, "rate_limit_per_minute"),
+    ({"max_parallel": True}, "max_parallel"),
+    ({"max_parallel": 2**53}, "max_parallel"),
     ({"is_active": True}, "is_active"),
     ({"token": "sk-lp-chosen"}, "token"),
     ({"secret_hash": "x"}, "secret_hash"),
@@ -76,6 +80,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 async def test_a_new_token_is_answered_with_its_secret_this_once(each_api: Management) -> None:
     project = await each_api.project("demo")
     given = {"name": "workshop", "max_requests": 3, "allowed_models": MODELS, "metadata": {"room": 4, "paid": True, "x": None}}
+    given |= {"rate_limit": 5, "rate_limit_per_minute": 0, "max_parallel": None}
     reply = await each_api.ask("POST", "/manage/tokens", {"project_id": project, **given})
     assert reply.status == 201
     assert reply.headers["Cache-Control"] == "no-store"

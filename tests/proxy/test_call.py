@@ -60,9 +60,10 @@ async def test_the_usage_of_every_endpoint_is_read(house: House, fake: str, codi
         assert event.upstream_request_id and event.upstream_request_id.startswith("req_fake_"), name
 
 
-async def test_a_stream_without_usage_has_none(house: House, fake: str) -> None:
-    token = await house.token_for(fake)
-    await ask(house.url, call(token, body=STREAM))
+async def test_a_stream_of_no_chat_without_usage_has_none(house: House, provider: ScriptedProvider) -> None:
+    token = await house.token_for(provider.url)
+    provider.script = sends(answer(b'data: {"model":"gpt-4o","type":"transcript.text.delta"}\n\n', b"text/event-stream"))
+    await ask(house.url, call(token, path="/v1/audio/transcriptions", body=STREAM))
     event = await event_of(house)
     assert (event.usage.source, event.usage.total_tokens, event.model_used) == ("none", 0, "gpt-4o")
 

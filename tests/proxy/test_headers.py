@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from llm_proxy.providers.profiles import Auth
-from llm_proxy.proxy.headers import first, readable_codings, to_client, to_provider
+from llm_proxy.proxy.headers import first, readable_codings, replaced, to_client, to_provider
 
 BEARER = Auth("Authorization", "Bearer")
 Pairs = list[tuple[bytes, bytes]]
@@ -211,3 +211,8 @@ def test_the_first_of_several_names_is_found_whatever_its_case() -> None:
     headers = [(b"A", b"1"), (b"Request-ID", b"\xe9"), (b"X-Request-Id", b"3")]
     assert first(headers, (b"x-request-id", b"request-id")) == "é"
     assert first(headers, (b"absent",)) is None
+
+
+def test_headers_that_we_set_stand_in_for_those_of_others_in_whatever_case() -> None:
+    theirs = [(b"X-Left", b"5"), (b"x-\xff", b"kept"), (b"x-left", b"6")]
+    assert replaced(theirs, {"x-left": "1"}) == [(b"x-\xff", b"kept"), (b"x-left", b"1")]

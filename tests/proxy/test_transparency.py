@@ -114,7 +114,10 @@ async def replied(house: House, provider: ScriptedProvider, sent: Sequence[bytes
     return reply.head.split(b"\r\n")[0], lines(reply.head), reply.body
 
 
-ADDED = (b"X-Request-ID", b"X-Proxy", b"X-UPSTREAM-REQUEST-START", b"X-UPSTREAM-REQUEST-STOP", b"Server-Timing", b"Date")
+ADDED = (
+    *(b"X-Request-ID", b"X-Proxy", b"X-UPSTREAM-REQUEST-START", b"X-UPSTREAM-REQUEST-STOP", b"Server-Timing", b"Date"),
+    *(b"X-PROXY-CACHE", b"Cache-Status"),
+)
 FRAMING = (b"Content-Length", b"Transfer-Encoding")
 
 

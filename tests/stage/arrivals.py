@@ -1,7 +1,11 @@
 """When requests come to a limit: crowds at its edges, chance, malice."""
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
+
+# In all tests of a limiter together, in Redis a tenth; ARRIVALS=1000000 is the full run.
+TOTAL = int(os.environ.get("ARRIVALS", "200000"))
 
 Arrivals = Callable[[random.Random, int, int], Iterator[int]]
 

@@ -17,6 +17,7 @@ from llm_proxy.db import migrate
 from llm_proxy.events import Event
 from llm_proxy.server import Sites, open_sites
 from llm_proxy.settings import Settings
+from stage.postgres import Postgres
 from stage.secrets import used
 
 PROVIDER_KEY = "sk-provider-" + secrets.token_hex(16)
@@ -82,12 +83,29 @@ def _migrated() -> bytes:
 
 def migrated(settings: Settings) -> Settings:
     """The settings, their SQLite database in place when it was not there."""
-    path = Path(settings.database_path)
-    if settings.db_driver == "sqlite" and not path.exists():
+    if settings.db_driver == "sqlite":
+        place_migrated(Path(settings.database_path))
+    return settings
+
+
+def place_migrated(path: Path) -> None:
+    """A migrated SQLite database where none was."""
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_migrated())
         path.chmod(0o600)
-    return settings
+
+
+@functools.cache
+def _migrated_in(postgres: Postgres) -> str:
+    """The name of a migrated, empty database that nobody uses."""
+    migrate.up(settings_for(Path(), DATABASE_URL=postgres.create("house_template")))
+    return "house_template"
+
+
+def migrated_database(postgres: Postgres) -> str:
+    """The URL of a new database, migrated."""
+    return postgres.create(f"t{secrets.token_hex(16)}", template=_migrated_in(postgres))
 
 
 @asynccontextmanager

@@ -34,5 +34,6 @@ def logged(root: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def lines_of(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The events that the file sink wrote."""
-    return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    """The events that the file sink wrote; a line that it is just writing counts once it is whole."""
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return [orjson.loads(line) for line in whole.splitlines()]

@@ -14,6 +14,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+import psycopg2
+
 QUICK = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -107,6 +109,14 @@ class Postgres:
         while "ready to accept connections" not in log.read_text(errors="replace"):
             assert self.process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.01)
+
+    def create(self, name: str, *, template: str = "template1") -> str:
+        """Create a database, a copy of another; returns its URL."""
+        with contextlib.closing(psycopg2.connect(self.uri)) as connection:
+            connection.autocommit = True
+            # Copying files costs half of what writing each page to the log does.
+            connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
+        return self.uri.replace("/postgres", f"/{name}")
 
     def stop(self) -> None:
         """Stop at once; the data stays for another start."""

@@ -1,7 +1,7 @@
 """Arguments that the manage commands share."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -24,6 +24,28 @@ _PLACE = (
     options.env_file,
 )
 
+DEFAULT, NONE = "default", "none"
+# A value that was given, and is null; None is one that was not given.
+NULL = object()
+
+
+def limit(text: str) -> object:
+    """The type of options that take a limit: a number, `none`, or `default` for what stands behind it."""
+    if text == DEFAULT:
+        return NULL
+    if text == NONE:
+        return 0
+    if not text.isascii() or not text.isdigit():
+        raise click.BadParameter("give a whole number, none or default.")
+    return int(text)
+
+
+_LIMITS = (
+    click.option("--rate-limit", metavar="N", type=limit, help="Requests a second; none, or default."),
+    click.option("--rate-limit-per-minute", metavar="N", type=limit, help="Requests a minute; none, or default."),
+    click.option("--max-parallel", metavar="N", type=limit, help="Calls at the same time; none, or default."),
+)
+
 most = click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many at most.")
 
 
@@ -34,9 +56,23 @@ def on_server(function: F) -> F:
     return function
 
 
+def limits(function: F) -> F:
+    """The options that set limits."""
+    for option in reversed(_LIMITS):
+        function = option(function)
+    return function
+
+
+def shown_limits(resource: Mapping[str, Any]) -> dict[str, Any]:
+    """For people, words in place of the limits that are no numbers."""
+    words = {None: DEFAULT, 0: NONE}
+    names = ("rate_limit", "rate_limit_per_minute", "max_parallel")
+    return {**resource, **{name: words.get(resource[name], resource[name]) for name in names}}
+
+
 def given(**values: Any) -> dict[str, Any]:
     """The values that were given."""
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: None if value is NULL else value for name, value in values.items() if value is not None}
 
 
 def asked(id: str) -> str:

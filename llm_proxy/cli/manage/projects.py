@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.api import call, listed
-from llm_proxy.cli.manage.arguments import asked, confirmed, given, most, on_server, secret_from
+from llm_proxy.cli.manage.arguments import asked, confirmed, given, limits, most, on_server, secret_from, shown_limits
 from llm_proxy.cli.output import as_json, show, show_list
 
 
@@ -53,7 +53,11 @@ def get(id: str, json: bool) -> None:
     Example:
       llm-proxy manage project get PROJECT_ID --json
     """
-    show(call("GET", f"/manage/projects/{asked(id)}"), json)
+    _show(call("GET", f"/manage/projects/{asked(id)}"), json)
+
+
+def _show(project: Mapping[str, Any], json: bool) -> None:
+    show(project if json else shown_limits(project), json)
 
 
 @project.command()
@@ -63,18 +67,19 @@ def get(id: str, json: bool) -> None:
 )
 @click.option("--provider-type", metavar="PROFILE", help="The provider's profile, such as openai or anthropic.")
 @click.option("--api-base", metavar="URL", help="The provider's base URL, where it is not the profile's.")
+@limits
 @as_json
 @on_server
-def create(name: str, api_key: str | None, provider_type: str | None, api_base: str | None, json: bool) -> None:
-    """Make a project.
+def create(name: str, api_key: str | None, json: bool, **rest: Any) -> None:
+    """Make a project. Its limits are shared by its tokens.
 
     \b
     Examples:
       llm-proxy manage project create --name web --api-key - < openai.key
-      llm-proxy manage project create --name lab --provider-type anthropic --api-key -
+      llm-proxy manage project create --name lab --provider-type anthropic --api-key - --rate-limit-per-minute 600
     """
-    body = given(name=name, api_key=secret_from(api_key), provider_type=provider_type, api_base=api_base)
-    show(call("POST", "/manage/projects", body), json)
+    body = given(name=name, api_key=secret_from(api_key), **rest)
+    _show(call("POST", "/manage/projects", body), json)
 
 
 @project.command()
@@ -82,9 +87,10 @@ def create(name: str, api_key: str | None, provider_type: str | None, api_base: 
 @click.option("--name", help="A new name.")
 @click.option("--api-key", metavar="KEY", help="A new API key for its only provider; - reads it from standard input.")
 @click.option("--revoke-tokens", is_flag=True, default=None, help="Revoke all its tokens as well.")
+@limits
 @as_json
 @on_server
-def update(id: str, name: str | None, api_key: str | None, revoke_tokens: bool | None, json: bool) -> None:
+def update(id: str, api_key: str | None, json: bool, **rest: Any) -> None:
     """Change a project.
 
     \b
@@ -92,10 +98,10 @@ def update(id: str, name: str | None, api_key: str | None, revoke_tokens: bool |
       llm-proxy manage project update PROJECT_ID --api-key - < new.key
       llm-proxy manage project update PROJECT_ID --revoke-tokens
     """
-    body = given(name=name, api_key=secret_from(api_key), revoke_tokens=revoke_tokens)
+    body = given(api_key=secret_from(api_key), **rest)
     if not body:
-        raise click.UsageError("Say what to change: --name, --api-key or --revoke-tokens.")
-    show(call("PATCH", f"/manage/projects/{asked(id)}", body), json)
+        raise click.UsageError("Say what to change; --help lists what can be.")
+    _show(call("PATCH", f"/manage/projects/{asked(id)}", body), json)
 
 
 @project.command()
@@ -124,7 +130,7 @@ def activate(id: str, json: bool) -> None:
     Example:
       llm-proxy manage project activate PROJECT_ID
     """
-    show(call("PATCH", f"/manage/projects/{asked(id)}", {"is_active": True}), json)
+    _show(call("PATCH", f"/manage/projects/{asked(id)}", {"is_active": True}), json)
 
 
 @project.command()
@@ -139,4 +145,4 @@ def deactivate(id: str, json: bool) -> None:
     Example:
       llm-proxy manage project deactivate PROJECT_ID
     """
-    show(call("PATCH", f"/manage/projects/{asked(id)}", {"is_active": False}), json)
+    _show(call("PATCH", f"/manage/projects/{asked(id)}", {"is_active": False}), json)

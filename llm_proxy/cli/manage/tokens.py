@@ -8,11 +8,11 @@ import orjson
 
 from llm_proxy import tokens
 from llm_proxy.cli.api import call, listed
-from llm_proxy.cli.manage.arguments import asked, confirmed, given, most, on_server, secret_from
+from llm_proxy.cli.manage.arguments import NONE, asked, confirmed, given, limits, most, on_server, secret_from, shown_limits
 from llm_proxy.cli.output import as_json, show, show_list
 from llm_proxy.clock import to_rfc3339
 
-NEVER, NONE = "never", "none"
+NEVER = "never"
 
 
 def quota(text: str) -> int | str:
@@ -55,6 +55,7 @@ def token() -> None:
     "--model", "models", multiple=True, help="A model it may use, or a glob; may be given several times.  [default: all]"
 )
 @click.option("--metadata", metavar="JSON", type=json_value, help="An object kept with it.")
+@limits
 @as_json
 @on_server
 def create(expires_at: str | None, models: tuple[str, ...], json: bool, **rest: Any) -> None:
@@ -75,7 +76,7 @@ def create(expires_at: str | None, models: tuple[str, ...], json: bool, **rest: 
 def _show(token: Mapping[str, Any], json: bool) -> None:
     """For people, words stand where an absence means much."""
     words = {"expires_at": NEVER, "max_requests": NONE, "allowed_models": "all"}
-    facts = {name: value or words.get(name, value) for name, value in token.items() if name != "token"}
+    facts = {name: value or words.get(name, value) for name, value in shown_limits(token).items() if name != "token"}
     show(token if json else facts, json)
 
 
@@ -131,6 +132,7 @@ def get(id: str, json: bool) -> None:
 @click.option("--model", "models", multiple=True, help="The models it may use from now on; may be given several times.")
 @click.option("--all-models", is_flag=True, help="Let it use every model.")
 @click.option("--metadata", metavar="JSON", type=json_value, help="An object kept with it.")
+@limits
 @as_json
 @on_server
 def update(
@@ -146,7 +148,7 @@ def update(
 
     \b
     Examples:
-      llm-proxy manage token update TOKEN_ID --max-requests 500
+      llm-proxy manage token update TOKEN_ID --max-requests 500 --rate-limit-per-minute 60
       llm-proxy manage token update TOKEN_ID --expires-at never --all-models
     """
     if models and all_models:

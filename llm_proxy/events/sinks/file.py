@@ -1,6 +1,7 @@
 """Events as lines of JSON in a file."""
 
 import asyncio
+import fcntl
 import os
 import pathlib
 import threading
@@ -14,7 +15,8 @@ from llm_proxy.events.sinks.contract import DELIVERED, Document, Verdict
 class FileSink:
     """Appends to a file, which is synced before an event counts as delivered.
 
-    At its size it becomes `<name>.1`, the one before `<name>.2` and so on; the oldest goes.
+    At its size it becomes `<name>.1`, the one before `<name>.2` and so on; the oldest goes. Several processes may share
+    the file: each holds its lock while it writes, so that none turns away a file that another has begun.
 
     Args:
         path: the file.
@@ -40,14 +42,40 @@ class FileSink:
 
     def _append(self, lines: bytes) -> None:
         with self._lock:
+            size = self._take(len(lines))
+            try:
+                self._write(lines, size)
+            finally:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _take(self, coming: int) -> int:
+        """Open and lock the file that has the name, with room for what comes; its size."""
+        while True:
             if self._fd < 0:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._fd = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+                self._fd = self._opened()
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
             size = os.fstat(self._fd).st_size
-            if size and size + len(lines) > self._largest:
+            if self._is_superseded():
+                self._shut()
+            elif size and size + coming > self._largest:
                 self._rotate()
-                size = 0
-            self._write(lines, size)
+            else:
+                return size
+
+    def _opened(self) -> int:
+        return os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def _is_superseded(self) -> bool:
+        """Whether another process rotated, while we waited or before. A file that was only moved away is ours to `reopen`."""
+        ours = os.fstat(self._fd)
+        return not ours.st_nlink or self._inode() not in (ours.st_ino, None)
+
+    def _inode(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
 
     def _write(self, lines: bytes, size: int) -> None:
         try:
@@ -61,16 +89,20 @@ class FileSink:
             raise
 
     def _rotate(self) -> None:
-        for number in range(self._kept - 1, 0, -1):
-            older = self._numbered(number)
-            if older.exists():
-                older.replace(self._numbered(number + 1))
-        if self._kept:
-            self._path.replace(self._numbered(1))
-        else:
-            self._path.unlink()
+        """Let the next file take the name, unless the name was moved away already."""
+        if self._inode() is not None:
+            for number in range(self._kept - 1, 0, -1):
+                older = self._numbered(number)
+                if older.exists():
+                    older.replace(self._numbered(number + 1))
+            if self._kept:
+                self._path.replace(self._numbered(1))
+            else:
+                self._path.unlink()
+        # There before the lock is given up: who waits for it must find that the file is another.
+        following = self._opened()
         self._shut()
-        self._fd = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._fd = following
 
     def _numbered(self, number: int) -> pathlib.Path:
         return self._path.with_name(f"{self._path.name}.{number}")

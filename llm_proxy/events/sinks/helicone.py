@@ -1,7 +1,8 @@
 """Events as requests at Helicone."""
 
 import functools
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -18,10 +19,12 @@ _META = (
     *("request_id", "correlation_id", "project_id", "project_name", "token_id", "token_name", "provider", "provider_type"),
     *("path", "outcome", "code", "cache"),
 )
+# Helicone makes headers of them, and fails on a value that is none: everything else is written as in a URL.
+_SAFE_IN_HEADERS = "".join(map(chr, range(0x20, 0x7F)))
 
 
 class HeliconeSink:
-    """Sends one call for each event, in order."""
+    """Sends one call for each event, in order, on one connection that is kept."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, key: Secret) -> None:
         self._session, self._url, self._key = session, url, key
@@ -51,17 +54,21 @@ def document_of(event: Document) -> dict[str, Any]:
     timing: dict[str, Any] = {"startTime": _moment(started), "endTime": _moment(ended)}
     if event.get("stream") and event.get("first_byte") is not None:
         timing["timeToFirstToken"] = round(float(event["first_byte"]) * 1000)
-    meta = {f"Helicone-Property-{name}": str(event[name]) for name in _META if event.get(name) is not None}
+    meta = {f"Helicone-Property-{name}": _header(event[name]) for name in _META if event.get(name) is not None}
     return {
         "providerRequest": {"url": _CUSTOM, "json": _request(event), "meta": {"Helicone-Request-Id": event["id"], **meta}},
         "providerResponse": {
             # A call that never got an answer is told as one that the client closed, for 0 is no status.
             "status": event.get("status") or 499,
-            "headers": {"x-request-id": str(event.get("request_id") or "")},
+            "headers": {"x-request-id": _header(event.get("request_id") or "")},
             "json": _reply(event),
         },
         "timing": timing,
     }
+
+
+def _header(value: object) -> str:
+    return urllib.parse.quote(str(value), safe=_SAFE_IN_HEADERS)
 
 
 def _moment(ms: int) -> dict[str, int]:
@@ -77,13 +84,15 @@ def _request(event: Document) -> dict[str, Any]:
 
 def _reply(event: Document) -> dict[str, Any]:
     """The reply; where none was captured, what is known of it, so that tokens and costs still show."""
-    reply = reply_of(event)
+    reply, usage = reply_of(event), event.get("usage") or {}
     if isinstance(reply, dict):
-        return reply
-    usage = event.get("usage") or {}
+        # What the provider stated is in it already; what was counted is not.
+        return {**reply, **_figures(usage)} if usage.get("source") == "counted" else reply
     told: dict[str, Any] = {"model": event.get("model_used") or event.get("model")}
     if reply is not None:
         told["body"] = reply
-    if usage.get("source", "none") != "none":
-        told["usage"] = {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    return told
+    return {**told, **(_figures(usage) if usage.get("source", "none") != "none" else {})}
+
+
+def _figures(usage: Mapping[str, Any]) -> dict[str, Any]:
+    return {"usage": {name: usage[name] for name in ("prompt_tokens", "completion_tokens", "total_tokens")}}

@@ -21,7 +21,7 @@ _PASSING = re.compile(
 )
 _FACTS = (
     *("request_id", "correlation_id", "project_id", "project_name", "token_id", "token_name", "provider", "model_used"),
-    *("method", "path", "status", "outcome", "code", "stream", "duration", "first_byte", "cache"),
+    *("method", "path", "status", "outcome", "code", "stream", "duration", "first_byte", "cache", "usage_source"),
 )
 
 

@@ -62,6 +62,17 @@ async def test_update_changes_name_and_key(manage: Manage, house: House) -> None
     assert await key_of(house, id) == "sk-a-newer-key"
 
 
+async def test_limits_are_numbers_none_or_default(manage: Manage) -> None:
+    flags = ("--rate-limit", "5", "--max-parallel", "none", "--rate-limit-per-minute", "60")
+    made = await manage("project", "create", "--name", "default", *flags)
+    limits = ("name", "rate_limit", "rate_limit_per_minute", "max_parallel")
+    assert [made.fields[name] for name in limits] == ["default", "5", "60", "none"]
+    changed = await manage("project", "update", made.fields["id"], "--rate-limit", "default", "--max-parallel", "2", "--json")
+    assert [changed.json[name] for name in limits] == ["default", None, 60, 2]
+    wrong = await manage("project", "update", made.fields["id"], "--rate-limit", "-1")
+    assert (wrong.code, "give a whole number, none or default" in wrong.err) == (2, True)
+
+
 async def test_update_revokes_tokens(manage: Manage, house: House) -> None:
     id = await made(manage)
     token, _ = await tokens.create(house.context, TESTER, {"project_id": id})

@@ -1,5 +1,6 @@
 """`llm-proxy manage token`, on a running server and on its database."""
 
+import re
 from typing import Any
 
 import aiohttp
@@ -28,7 +29,7 @@ async def test_create_shows_the_token_once_apart_from_its_facts(manage: Manage, 
     facts, _, secret = done.out.rstrip("\n").rpartition("\n")
     assert tokens.well_formed(secret) and secret not in facts
     assert done.err == "This is shown once, and kept nowhere.\n"
-    assert f"project_id       {project_id}\n" in facts and "\nname             ci\n" in facts
+    assert re.search(rf"^project_id +{project_id}$", facts, re.M) and re.search("^name +ci$", facts, re.M)
     async with aiohttp.ClientSession() as client:
         headers = {"Authorization": f"Bearer {secret}"}
         async with client.get(f"{house.url}/v1/models", headers=headers) as reply:
@@ -58,8 +59,10 @@ async def test_list_filters_and_shows_how_much_is_used(manage: Manage, project_i
 
 
 async def test_get_shows_one_token_without_its_secret(manage: Manage, project_id: str) -> None:
-    token = await made(manage, project_id)
+    token = await made(manage, project_id, "--rate-limit", "none", "--max-parallel", "4")
     done = await manage("token", "get", token["id"])
+    limits = [done.fields[name] for name in ("rate_limit", "rate_limit_per_minute", "max_parallel")]
+    assert limits == ["none", "default", "4"]
     assert done.fields["hint"] == token["hint"] and token["token"] not in done.out
     words = {name: done.fields[name] for name in ("max_requests", "allowed_models", "request_count", "metadata", "is_active")}
     assert words == {"max_requests": "none", "allowed_models": "all", "request_count": "0", "metadata": "-", "is_active": "yes"}
@@ -72,6 +75,9 @@ async def test_get_shows_one_token_without_its_secret(manage: Manage, project_id
         (("--revoked",), "is_active", False),
         (("--max-requests", "7"), "max_requests", 7),
         (("--max-requests", "none"), "max_requests", None),
+        (("--rate-limit", "0"), "rate_limit", 0),
+        (("--rate-limit-per-minute", "none"), "rate_limit_per_minute", 0),
+        (("--max-parallel", "default"), "max_parallel", None),
         (("--expires-at", "never"), "expires_at", None),
         (("--model", "o1"), "allowed_models", ["o1"]),
         (("--all-models",), "allowed_models", []),
@@ -82,7 +88,9 @@ async def test_get_shows_one_token_without_its_secret(manage: Manage, project_id
 async def test_update_changes_what_it_names(
     manage: Manage, project_id: str, flags: tuple[str, ...], field: str, value: object
 ) -> None:
-    before = await made(manage, project_id, "--max-requests", "3", "--model", "gpt-4o", "--name", "old")
+    limits = ("--rate-limit", "7", "--rate-limit-per-minute", "8", "--max-parallel", "9")
+    before = await made(manage, project_id, "--max-requests", "3", "--model", "gpt-4o", "--name", "old", *limits)
+    assert (before["rate_limit"], before["rate_limit_per_minute"], before["max_parallel"]) == (7, 8, 9)
     after = (await manage("token", "update", before["id"], *flags, "--json")).json
     assert after[field] == value
     left = set(after) - {field, "status", "updated_at", "deactivated_at"}

@@ -52,11 +52,25 @@ async def test_a_call_is_told_with_its_real_times(helicone: FakeHelicone, sink: 
         {"usage": {"source": "none"}, "model": None},
         {"stream": True, "first_byte": 0.25},
         {"duration": 0.0},
+        {"project_name": "Проект\r\n🚀", "token_name": "a\0b", "request_id": "é✓"},
     ],
-    ids=["no bodies", "no answer", "text", "lists", "nothing known", "stream", "in no time"],
+    ids=["no bodies", "no answer", "text", "lists", "nothing known", "stream", "in no time", "names that are no headers"],
 )
 async def test_any_call_is_a_log_that_is_taken(helicone: FakeHelicone, sink: HeliconeSink, changes: dict[str, Any]) -> None:
     assert [verdict.kind for verdict in await sink.deliver([sample(1, **changes)])] == ["delivered"]
+
+
+def test_names_are_told_as_headers_can_hold_them() -> None:
+    meta = document_of(sample(1, project_name="50% Müller\n"))["providerRequest"]["meta"]
+    assert meta["Helicone-Property-project_name"] == "50% M%C3%BCller%0A"
+
+
+async def test_events_go_one_after_the_other_on_one_connection(helicone: FakeHelicone, sink: HeliconeSink) -> None:
+    events = [sample(number) for number in range(30)]
+    await sink.deliver(events[:20])
+    await sink.deliver(events[20:])
+    assert helicone.kept == [event["id"] for event in events]
+    assert len(helicone.connections) == 1
 
 
 def test_without_bodies_the_tokens_still_show() -> None:
@@ -66,6 +80,12 @@ def test_without_bodies_the_tokens_still_show() -> None:
         "usage": {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13},
     }
     assert told["timing"]["timeToFirstToken"] == 250
+
+
+def test_what_was_counted_is_put_into_a_reply_that_lacks_it() -> None:
+    usage = {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13}
+    told = document_of(sample(1, reply_body='{"choices": [], "usage": null}', usage={**usage, "source": "counted"}))
+    assert told["providerResponse"]["json"] == {"choices": [], "usage": usage}
 
 
 @pytest.mark.parametrize(
