@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 import pytest
-from stage.asking import ASKING, CHAT, ask, call, event_of, until
+from stage.asking import ASKING, CHAT, ask, call, code_of, event_of, until
 from stage.cached import FRESH, MODELS, STALE, numbered, said_of, tenant_of
 from stage.house import House, open_house, settings_for
 from stage.management import managing
@@ -67,6 +67,23 @@ async def test_a_hit_gives_its_request_back_and_is_counted_in_the_database(house
         shown = await operator.done("GET", f"/manage/tokens/{limited.token_id}")
     assert (shown["request_count"], shown["cache_hit_count"]) == (1, 5)
     assert [await limited.how(path=f"{MODELS}/{number}") for number in range(2)] == ["stored", None]
+
+
+async def test_a_hit_takes_the_rate_limits(house: House, provider: ScriptedProvider) -> None:
+    provider.script = numbered(FRESH + b"X-RateLimit-Remaining-Requests: 9999\r\n")
+    tenant = await tenant_of(house, provider, rate_limit_per_minute=3)
+    replies = [await tenant.send() for _ in range(4)]
+    assert [said_of(reply) for reply in replies] == ["stored", "hit", "hit", None]
+    assert [reply.header(b"x-ratelimit-remaining-requests") for reply in replies] == [b"2", b"1", b"0", b"0"]
+    assert code_of(replies[3]) == "rate_limit_exceeded" and tenant.asked == 1
+
+
+async def test_what_a_hit_answered_is_in_its_event_where_bodies_are(provider: ScriptedProvider, tmp_path: Path) -> None:
+    provider.script = numbered()
+    async with open_house(settings_for(tmp_path, OBSERVABILITY_CAPTURE="bodies")) as house:
+        tenant = await tenant_of(house, provider)
+        assert [await tenant.how() for _ in range(2)] == ["stored", "hit"]
+        assert [event.reply_body for event in house.events] == ['{"n": 1}'] * 2
 
 
 async def test_an_answer_that_its_provider_had_to_confirm_is_paid_for(house: House, provider: ScriptedProvider) -> None:
