@@ -195,8 +195,11 @@ class Turn:
         if terms and self._generation is not None and _is_framed(status, headers, self._cache.max_object_bytes):
             self._capture = _Capture(terms, (status, reason, headers), time.time())
             self.status = "stored"
-        else:
-            self._land(stored=False)
+            return
+        if status < 400 and isinstance(self.found, Revalidate):
+            # What took its place must not be stored, so what was stored is out of date for good.
+            await self._cache.delete(self.key)
+        self._land(stored=False)
 
     async def _invalidate(self, status: int, sent: RawHeaders) -> None:
         call = self._call

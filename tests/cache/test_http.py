@@ -12,10 +12,11 @@ from hypothesis import settings as sampling
 from hypothesis import strategies as st
 from stage.asking import ASKING, CHAT, until
 from stage.cached import FRESH, MODELS, Tenant, key_of, numbered, said_of, tenant_of
-from stage.house import House, open_house, settings_for
+from stage.house import TESTER, House, open_house, settings_for
 from stage.provider import ScriptedProvider, scripted_provider
 from stage.redis import RedisServer
 
+from llm_proxy.acts import providers
 from llm_proxy.changes import EVERYTHING, Change
 
 SHAREABLE = (
@@ -180,3 +181,20 @@ async def test_only_purges_of_others_and_lost_changes_empty_the_cache_of_a_proce
         cache.on_change(change)
         await asyncio.sleep(0)
         assert (await cache.stats()).entries == remains, change
+
+
+async def test_a_provider_that_becomes_another_takes_its_answers_along(house: House, provider: ScriptedProvider) -> None:
+    provider.script = numbered()
+    one, other = [await tenant_of(house, provider) for _ in range(2)]
+    for tenant in (one, other):
+        await tenant.send()
+    [own] = await providers.of_project(house.context, one.project)
+    await providers.update(house.context, TESTER, one.project, own.id, {"api_key": "sk-of-another-account"})
+
+    async def said() -> str | None:
+        return said_of(await one.send(b"Cache-Control: only-if-cached"))
+
+    async with asyncio.timeout(2):
+        while await said() == "hit":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert await other.how() == "hit"

@@ -97,6 +97,14 @@ async def test_a_stale_answer_that_its_provider_confirms_is_fresh_again(tenant: 
     assert (changed.body, said_of(changed), await tenant.how()) == (b'{"n": 1}', "stored", "hit")
 
 
+async def test_a_stale_answer_whose_successor_is_not_stored_is_forgotten(tenant: Tenant, provider: ScriptedProvider) -> None:
+    provider.script = numbered(STALE[:-2] + b'\r\nETag: "one"\r\n')
+    await tenant.send()
+    provider.script = numbered(b"Cache-Control: no-store\r\n")
+    assert await tenant.how() == "miss"
+    assert (await tenant.send(b"Cache-Control: only-if-cached, max-stale")).status == 504
+
+
 async def test_a_stale_answer_stands_in_for_a_failing_provider(house: House) -> None:
     closes = b"Connection: close\r\n"
     extra = closes + STALE.replace(b"60", b"60, stale-if-error=600")
