@@ -46,10 +46,6 @@ class _Window:
         self.total += 1
         self.failures += failed
 
-    def clear(self) -> None:
-        self.failures = self.total = 0
-        self._seconds.clear()
-
 
 class Attempt:
     """One call that a breaker let through; its first outcome counts, and where none is told, none does.
@@ -242,7 +238,6 @@ class Breaker:
     def _close(self, reason: str) -> None:
         self._open_until, self._openings, self._bad_key, self._probe = None, 0, False, None
         self._streak = 0
-        self._window.clear()
         self._era += 1
         self._switched("closed", reason)
 

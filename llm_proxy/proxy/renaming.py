@@ -25,10 +25,8 @@ _STRUCTURE = re.compile(rb'["{}\[\],:]')
 # Scalars, whole strings, whole lists and objects of these, up to what opens or closes another container, or to what goes on in
 # the next bytes.
 _UNLOOKED_AT = re.compile(rb"(?:%b|\[%b*+\]|\{%b*+\})*+" % (_FLAT, _FLAT, _FLAT), re.DOTALL)
-# Whole members of an object that are scalars under keys that are not looked for, each with its comma: most of a stream.
-_PLAIN_MEMBERS = re.compile(
-    rb'(?:\s*+"(?!(?:model|response|message)")[^"\\]*+"\s*+:\s*+(?:"%b"|[-+.0-9A-Za-z]++)\s*+,)++' % _IN_STRING, re.DOTALL
-)
+# Whole members of an object that are scalars, other than the name, each with its comma: most of a stream.
+_PLAIN_MEMBERS = re.compile(rb'(?:\s*+"(?!model")[^"\\]*+"\s*+:\s*+(?:"%b"|[-+.0-9A-Za-z]++)\s*+,)++' % _IN_STRING, re.DOTALL)
 _BRACKET_OR_QUOTE = re.compile(rb'["{}\[\]]')
 
 
@@ -137,7 +135,7 @@ class JsonRenamer:
         self._depth = 0
         # How deep the objects reach whose keys are read: 1 in the document itself, 2 in one of the holders.
         self._watched = 0
-        self._key: bytes | None = None
+        self._key = b""
         self._expects = "value"
         # What the string is that is being read: a key, a name, or something else; empty outside of strings.
         self._string = ""
@@ -205,7 +203,7 @@ class JsonRenamer:
         elif sign == b":":
             self._expects = "value"
         elif sign == b",":
-            self._expects, self._key = "key", None
+            self._expects = "key"
         return end
 
     def _begins_string(self) -> str:
@@ -236,25 +234,22 @@ class JsonRenamer:
         holds = self._depth == 0 or (self._depth == 1 and self._expects == "value" and self._key in _HOLDERS)
         self._depth += 1
         if holds and sign == b"{":
-            self._watched, self._expects, self._key = self._depth, "key", None
+            self._watched, self._expects = self._depth, "key"
 
     def _close(self) -> None:
         self._depth = max(self._depth - 1, 0)
         self._watched = min(self._watched, self._depth)
-        self._expects, self._key = "comma", None
 
 
-def _plain(raw: bytes) -> bytes | None:
-    """A key without its escapes; None when it is too long to be one that is looked for."""
-    if len(raw) > _LONGEST_KEY:
-        return None
+def _plain(raw: bytes) -> bytes:
+    """A key without its escapes."""
     if b"\\" not in raw:
         return raw
     try:
         key = json.loads(b'"%b"' % raw)
     except ValueError:
-        return None
-    return key.encode(errors="replace") if isinstance(key, str) else None
+        return raw
+    return str(key).encode(errors="replace")
 
 
 _FIELD = b"data:"
@@ -272,7 +267,7 @@ class EventRenamer:
         name: the one that is put in.
     """
 
-    __slots__ = ("_after_cr", "_begun", "_first", "_json", "_kind")
+    __slots__ = ("_after_cr", "_begun", "_json", "_kind")
 
     def __init__(self, name: str) -> None:
         self._json = JsonRenamer(name)
@@ -280,7 +275,6 @@ class EventRenamer:
         self._begun = b""
         # What the line is, once that is known: data, or something else.
         self._kind = ""
-        self._first = True
         self._after_cr = False
 
     def feed(self, data: bytes) -> bytes:
@@ -312,7 +306,7 @@ class EventRenamer:
     def _begin_line(self, piece: bytes, out: list[bytes]) -> None:
         """Pass on a piece of a line of which it is not known yet whether it is data."""
         passed, line = len(self._begun), self._begun + piece
-        begins = _BOM + _FIELD if self._first and line[:1] == _BOM[:1] else _FIELD
+        begins = _BOM + _FIELD if line[:1] == _BOM[:1] else _FIELD
         if line.startswith(begins):
             self._kind = "data"
             out += [line[passed : len(begins)], self._json.feed(line[len(begins) :])]
@@ -329,4 +323,4 @@ class EventRenamer:
         if not self._kind and not self._begun:
             self._json.reset()
         self._kind, self._begun = "", b""
-        self._first, self._after_cr = False, sign == b"\r"
+        self._after_cr = sign == b"\r"

@@ -168,6 +168,21 @@ def test_another_key_is_tried_at_once_and_the_old_one_speaks_no_more(house: Hous
     assert house.told[-1] == ("closed", "the key was changed")
 
 
+def test_a_good_key_is_not_called_bad_by_calls_of_the_key_before(house: House) -> None:
+    slow = house.breaker.begin()
+    house.breaker.key_changed()
+    slow.answered(401)
+    assert house.breaker.state == "closed"
+
+
+def test_a_key_that_a_probe_found_good_is_not_called_bad_by_earlier_calls(house: House) -> None:
+    slow = house.breaker.begin()
+    house.breaker.begin().answered(401)
+    house.probe_after(10).succeeded()
+    slow.answered(401)
+    assert house.breaker.state == "closed"
+
+
 def test_another_key_does_not_mend_a_provider_that_fails(house: House) -> None:
     house.fail(5)
     house.breaker.key_changed()

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import tracemalloc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -143,6 +144,7 @@ def expected(document: object, depth: int = 0) -> object:
 @given(written(), st.data())
 @example(b'{"model":"prov-4-secret\\\\"}', None)
 @example(b'{"model":"a","response":{"model":"b","model":"c"},"model":"d"}', None)
+@example(b'{"a":"\\"","model":"b"}', None)
 @example(b'{"message":{"model":"a","x":{"model":"a"}},"response":[{"model":"a"}],"model":null}', None)
 def test_a_reply_is_renamed_whichever_way_it_is_cut(reply: bytes, data: st.DataObject | None) -> None:
     cuts = data.draw(st.lists(st.integers(0, len(reply)))) if data else range(len(reply))
@@ -196,6 +198,11 @@ def test_the_data_of_each_event_is_a_document(replies: list[bytes], end: bytes, 
     assert fed(EventRenamer(MARK), pieces(stream, data.draw(st.lists(st.integers(0, len(stream)))))) == wanted
 
 
+def test_the_three_ends_of_a_line_are_told_apart() -> None:
+    stream = b'data: {"a":1}\rdata: 2\nevent: {"model":"kept"}\n\n\rdata: {"model":\r\ndata: %b}\r\r'
+    assert fed(EventRenamer(OURS), [stream % b'"prov"']) == stream % PUT
+
+
 def test_nothing_but_a_name_is_held_back() -> None:
     renamer = EventRenamer(OURS)
     held = {at for found in re.finditer(rb'"prov-4-secret"', STREAM) for at in range(found.start(), found.end() - 1)}
@@ -207,11 +214,19 @@ def test_a_name_that_never_ends_is_never_shown_or_kept() -> None:
     renamer = JsonRenamer(OURS)
     assert renamer.feed(b'{"model":"') == b'{"model":'
     assert not any(renamer.feed(b"x" * 65536) for _ in range(20))
-    long_key = JsonRenamer(OURS)
-    long_key.feed(b'{"')
-    for _ in range(20):
-        assert long_key.feed(b"m" * 65536)
-    assert long_key.feed(b'":"a","model":"b"}') == b'":"a","model":%b}' % PUT
+
+
+def test_a_key_that_never_ends_is_not_kept() -> None:
+    renamer, piece = JsonRenamer(OURS), b"m" * 65536
+    renamer.feed(b'{"')
+    tracemalloc.start()
+    try:
+        for _ in range(40):
+            assert renamer.feed(piece) == piece
+        assert tracemalloc.get_traced_memory()[0] < 4 * len(piece)
+    finally:
+        tracemalloc.stop()
+    assert renamer.feed(b'":"a","model":"b"}') == b'":"a","model":%b}' % PUT
 
 
 def test_documents_after_each_other_are_each_renamed() -> None:
