@@ -40,11 +40,9 @@ class Candidates:
         Raises:
             UpstreamResting: every breaker is open.
         """
-        if self.sticky:
-            fixed = routing.fixed(self._routes)
-            chosen = fixed if fixed and self.breaker(fixed).admits() else None
-        else:
-            chosen = self.following()
+        routes = [routing.fixed(self._routes) or self._routes[0]] if self.sticky else self._routes
+        chosen = routing.choose(routes, lambda route: self.breaker(route).admits())
+        chosen = chosen or routing.choose(routes, lambda route: self.breaker(route).answers)
         if chosen is None:
             raise UpstreamResting(min(self.breaker(route).retry_after for route in self._routes))
         return chosen
