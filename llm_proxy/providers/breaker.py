@@ -16,6 +16,8 @@ LEAST_IN_WINDOW = 20
 OPEN_SECONDS = 10.0
 COOL_SECONDS = 15.0
 LONGEST_SECONDS = 300.0
+# A probe that takes longer stands in no other's way.
+PROBE_SECONDS = 10.0
 _MOST_DOUBLINGS = 8
 
 State = Literal["closed", "open", "half-open", "cooling", "bad_key"]
@@ -45,10 +47,6 @@ class _Window:
         counts[1] += failed
         self.total += 1
         self.failures += failed
-
-    def clear(self) -> None:
-        self.failures = self.total = 0
-        self._seconds.clear()
 
 
 class Attempt:
@@ -80,8 +78,11 @@ class Attempt:
             retry_after: the answer's `Retry-After`.
             now: seconds since the epoch, which a date in it is compared with.
         """
-        if status in (401, 403):
+        if status == 401:
             self._settle(lambda was_probe: self._breaker._key_refused(self, status, was_probe))
+        elif status == 403:
+            # It may be about the model or the region, which a client chose, so it says nothing of the key.
+            self.abandoned()
         elif status == 429:
             pause = seconds_asked(retry_after, time.time() if now is None else now)
             self._settle(lambda _: self._breaker._asked_to_pause(self, pause))
@@ -131,6 +132,7 @@ class Breaker:
         self._open_until: float | None = None
         self._openings = 0
         self._probe: Attempt | None = None
+        self._probe_until = 0.0
         self._bad_key = False
         self._cool_until = 0.0
         self._coolings = 0
@@ -153,18 +155,27 @@ class Breaker:
         """In how many seconds it may let a call through, 0 when it does now."""
         now = self._clock()
         wait = max(self._cool_until - now, (self._open_until or now) - now, 0.0)
-        return wait or (1.0 if self._probe else 0.0)
+        return wait or (1.0 if self._probe and now < self._probe_until else 0.0)
 
     def admits(self) -> bool:
         """Whether it lets a call through now."""
         return self.retry_after == 0
 
+    @property
+    def answers(self) -> bool:
+        """Whether it only refuses, so that its own answer is better than none where no other provider is left.
+
+        A limit may be that of one model, and of a refused key the client learns best from the provider.
+        """
+        return self.state in ("cooling", "bad_key")
+
     def begin(self) -> Attempt:
-        """Let a call through, which `admits` must have allowed just before: a probe when it was open."""
-        assert self.admits(), "the breaker admits no call"
+        """Let a call through, which `admits` or `answers` must have allowed just before; admitted while it was open, it is a probe."""
+        admitted = self.admits()
+        assert admitted or self.answers, "the breaker admits no call"
         attempt = Attempt(self, self._era, self._key_era, self._coolings)
-        if self._open_until is not None:
-            self._probe = attempt
+        if admitted and self._open_until is not None:
+            self._probe, self._probe_until = attempt, self._clock() + PROBE_SECONDS
         return attempt
 
     def key_changed(self) -> None:
@@ -238,8 +249,6 @@ class Breaker:
     def _open(self, reason: str, *, is_news: bool) -> None:
         self._open_until = self._clock() + _doubled(OPEN_SECONDS, self._openings)
         self._openings += 1
-        self._streak = 0
-        self._window.clear()
         self.reason = reason
         if is_news:
             self._switched("bad_key" if self._bad_key else "open", reason)

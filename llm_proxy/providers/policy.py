@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 import orjson
 
@@ -277,6 +277,17 @@ def model_of(path: str, parameters: Mapping[str, object] | None) -> str | None:
         return unquote(path.removeprefix(_DEPLOYMENTS).partition("/")[0]) or None
     model = (parameters or {}).get("model")
     return None if model is None else _written(model)
+
+
+def with_model(path: str, model: str) -> str:
+    """A path with another model in the place where `model_of` finds one; the path as it is when it names none."""
+    for prefix in _MODEL_PATHS:
+        if path.startswith(prefix) and path != prefix:
+            return prefix + quote(model, safe="/:")
+    if path.startswith(_DEPLOYMENTS):
+        named, slash, rest = path.removeprefix(_DEPLOYMENTS).partition("/")
+        return f"{_DEPLOYMENTS}{quote(model, safe=':')}{slash}{rest}" if named else path
+    return path
 
 
 def needs_model(method: str, path: str) -> bool:

@@ -11,7 +11,8 @@ from llm_proxy.providers.retries import Circumstances, Failure, may_try_another
 from llm_proxy.proxy import headers
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
-from llm_proxy.proxy.outgoing import request_to, timeouts_of
+from llm_proxy.proxy.outgoing import renames, request_to, timeouts_of
+from llm_proxy.proxy.renamed import with_clients_name
 from llm_proxy.upstream import Answer
 
 Place = contextlib.AbstractContextManager[None]
@@ -39,11 +40,9 @@ class Candidates:
         Raises:
             UpstreamResting: every breaker is open.
         """
-        if self.sticky:
-            fixed = routing.fixed(self._routes)
-            chosen = fixed if fixed and self.breaker(fixed).admits() else None
-        else:
-            chosen = self.following()
+        routes = [routing.fixed(self._routes) or self._routes[0]] if self.sticky else self._routes
+        chosen = routing.choose(routes, lambda route: self.breaker(route).admits())
+        chosen = chosen or routing.choose(routes, lambda route: self.breaker(route).answers)
         if chosen is None:
             raise UpstreamResting(min(self.breaker(route).retry_after for route in self._routes))
         return chosen
@@ -84,7 +83,7 @@ async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until
     timeouts = timeouts_of(call, route.profile)
     if (left := until - time.monotonic()) < timeouts.first_byte:
         timeouts = dataclasses.replace(timeouts, first_byte=max(0.0, left))
-    event.provider, event.provider_type = route.id, route.profile.name
+    event.provider, event.provider_type, event.model_used = route.id, route.profile.name, None
     event.attempts += 1
     call.sent_at = 0.0
     try:
@@ -101,7 +100,10 @@ async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until
     event.first_byte = time.perf_counter() - call.sent_at
     call.timings += [("connect", call.sent_at - began), ("ttfb", event.first_byte)]
     event.upstream_request_id = shown(headers.first(answer.headers, UPSTREAM_REQUEST_IDS))
-    return answer
+    if not renames(call, route):
+        return answer
+    event.model_used = shown(route.model)
+    return with_clients_name(answer, route.model or "", call.model or "")
 
 
 def _failure(outcome: Answer | UpstreamError) -> Failure | None:

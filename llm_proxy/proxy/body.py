@@ -34,14 +34,15 @@ class Body:
     finished: bool = True
     on_error: Callable[[ApiError], None] = lambda error: None
 
-    def content(self) -> bytes | AsyncIterator[bytes] | None:
-        """What is sent to the provider."""
+    def content(self, held: bytes | None = None) -> bytes | AsyncIterator[bytes] | None:
+        """What is sent to the provider, with `held` in place of what was read, where that is given."""
+        held = self.held if held is None else held
         if self.rest is None:
-            return self.held if self.held or self.length is not None else None
-        return self._stream(self.rest)
+            return held if held or self.length is not None else None
+        return self._stream(held, self.rest)
 
-    async def _stream(self, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        yield self.held
+    async def _stream(self, held: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        yield held
         try:
             async for piece in rest:
                 yield piece

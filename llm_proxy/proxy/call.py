@@ -242,7 +242,9 @@ class Call:
         event.duration = self.elapsed()
         event.overhead = max(0.0, event.duration - self._waited)
         if self.tee:
-            event.usage, event.model_used, event.stream = self._usage(self.tee), shown(self.tee.model), self.tee.is_event_stream
+            event.usage, event.stream = self._usage(self.tee), self.tee.is_event_stream
+            # Where a mapping renamed it, the reply that passed says the client's name.
+            event.model_used = event.model_used or shown(self.tee.model)
         event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes + len(last)
         if captures(self.context.settings):
             self._capture()

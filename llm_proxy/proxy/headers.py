@@ -52,15 +52,25 @@ def _named_by_connection(headers: RawHeaders) -> set[bytes]:
 
 
 def to_provider(
-    headers: RawHeaders, *, auth: Auth, key: str, defaults: Mapping[str, str], request_id: str, correlation_id: str | None
+    headers: RawHeaders,
+    *,
+    auth: Auth,
+    key: str,
+    defaults: Mapping[str, str],
+    request_id: str,
+    correlation_id: str | None,
+    uncoded: bool = False,
 ) -> list[tuple[str, str]]:
     """The headers of a call as its provider gets them, in their order, the provider's credential last.
 
     Args:
         headers: the client's, checked by `grammar.check_head`, thus ASCII.
         defaults: lower-case names and values that are added when absent.
+        uncoded: the answer must be readable as it comes.
     """
     dropped = _NOT_TO_PROVIDER | _named_by_connection(headers) | {auth.header.lower().encode()}
+    if uncoded:
+        dropped |= {b"accept-encoding"}
     kept, present = [], set()
     for name, value in headers:
         lowered = name.lower()
@@ -68,8 +78,12 @@ def to_provider(
             continue
         text = value.decode("ascii")
         present.add(lowered.decode("ascii"))
-        kept.append((name.decode("ascii"), readable_codings(text) if lowered == b"accept-encoding" else text))
+        if lowered == b"accept-encoding":
+            text = readable_codings(text)
+        kept.append((name.decode("ascii"), text))
     kept += [(name, value) for name, value in defaults.items() if name not in present]
+    if uncoded:
+        kept.append(("Accept-Encoding", "identity"))
     kept.append(("X-Request-ID", request_id))
     if correlation_id:
         kept.append(("X-Correlation-ID", correlation_id))

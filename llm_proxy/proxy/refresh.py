@@ -7,7 +7,8 @@ from llm_proxy.errors import UpstreamError
 from llm_proxy.providers import routing
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route
-from llm_proxy.proxy.outgoing import request_to, timeouts_of
+from llm_proxy.proxy.outgoing import renames, request_to, timeouts_of
+from llm_proxy.proxy.renamed import with_clients_name
 from llm_proxy.upstream import Answer
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ async def _refresh(call: Call, route: Route, turn: Turn) -> None:
     try:
         async with asyncio.timeout(timeouts.total):
             answer = await call.context.upstream.open(request_to(call, route, turn, timeouts, lambda: None))
+            if renames(call, route):
+                answer = with_clients_name(answer, route.model or "", call.model or "")
             try:
                 await _take(answer, turn, timeouts.idle)
             finally:

@@ -23,12 +23,13 @@ async def replay(call: Call, turn: Turn, entry: Entry) -> Reply:
     served = rules.serve(entry, turn.lookup, time.time())
     sent = [*passed_on(call, turn.routes, served.headers, {}), *turn.headers(entry)]
     body = b"" if served.body is None or call.request.method == "HEAD" else served.body
+    call.begin_reply(served.status, served.reason, sent, None if served.body is None else len(served.body))
+    call.reply.check_client()
     call.event.cache = turn.status
     if not call.reached_provider:
         call.context.quota.count_hit(call.token)
     if captures(call.context.settings):
         call.replayed = _read(call, served, body)
-    call.begin_reply(served.status, served.reason, sent, None if served.body is None else len(served.body))
     call.publish("completed" if call.reached_provider else "cached", last=body)
     await call.reply.end(body)
     return call.reply

@@ -154,7 +154,10 @@ class Settings:
     http_cache_max_object_bytes: int = setting("cache", parse_size, "1MiB", "The largest body that is kept.")
     http_cache_max_bytes: int = setting("cache", parse_size, "64MiB", "What the cache in memory may hold.")
     http_cache_shared: bool = setting(
-        "cache", parse_bool, "false", "Let projects share answers, and then keep only those that are marked public."
+        "cache",
+        parse_bool,
+        "false",
+        "Let projects with the same providers share answers, and then keep only those that are marked public.",
     )
     redis_cache_key_prefix: str = setting(
         "cache", parse_text, "llmproxy:cache:", "What the names of the cache's keys in Redis begin with."
