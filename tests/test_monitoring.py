@@ -14,7 +14,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from stage.calls import call
 from stage.house import House, open_house, settings_for
 from stage.management import Management, managing
+from stage.profiles import shipped
 from stage.provider import END, STREAM_HEAD, Exchange, answer, chunk, scripted_provider
+
+from llm_proxy.errors import SettingsError
+from llm_proxy.providers.profiles import Profiles
 
 MONITORING = Path(__file__).parents[1] / "deploy" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "dashboard.json").read_text())
@@ -166,6 +170,23 @@ async def test_every_metric_of_the_specification_is_there_with_its_labels(there:
     assert {name: there.get(f"llm_proxy_{name}") for name in TABLE} == TABLE
 
 
+def test_every_metric_is_documented_and_nothing_else(there: dict[str, set[str]]) -> None:
+    text = (MONITORING / "README.md").read_text()
+    documented: dict[str, set[str]] = {}
+    for names, labels in re.findall(r"^\| (`llm_proxy_[^|]*) \|([^|]*)\|", text, re.MULTILINE):
+        documented |= {name: set(re.findall(r"`(\w+)`", labels)) for name in re.findall(r"`(\w+)`", names)}
+    real: dict[str, set[str]] = {}
+    for name, labels in there.items():
+        if name.startswith("llm_proxy_"):
+            real.setdefault(re.sub("_(bucket|sum|count)$", "", name), set()).update(labels - {"le"})
+    # These are counted where Redis comes and goes.
+    assert {name: documented.pop(f"llm_proxy_{name}_switches_total") for name in ("cache", "limiter")} == {
+        "cache": {"to"},
+        "limiter": {"to"},
+    }
+    assert documented == real
+
+
 def test_alerting_rules_say_what_happened_and_what_to_do() -> None:
     names = [rule["alert"] for rule in RULES]
     assert len(set(names)) == len(names)
@@ -196,6 +217,28 @@ def datasources(node: Any) -> Iterator[Any]:
         yield from (value for name, value in node.items() if name == "datasource")
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         yield from datasources(child)
+
+
+async def test_a_refused_file_of_profiles_shows_until_a_good_one_is_read(tmp_path: Path) -> None:
+    faults: list[SettingsError] = []
+
+    def read() -> Profiles:
+        if faults:
+            raise faults.pop()
+        return shipped()
+
+    async with open_house(settings_for(tmp_path), profiles=read) as house:
+
+        def good() -> float | None:
+            return house.context.metrics.registry.get_sample_value("llm_proxy_config_last_reload_successful")
+
+        assert good() == 1
+        faults.append(SettingsError("line 3: no"))
+        with pytest.raises(SettingsError):
+            await house.context.reload()
+        assert good() == 0
+        await house.context.reload()
+        assert good() == 1
 
 
 async def test_labels_are_ids_of_the_pool_profiles_of_private_keys_names_of_mappings(

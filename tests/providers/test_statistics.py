@@ -86,7 +86,7 @@ async def test_health_is_that_of_enabled_providers_in_use(database: Database, ca
     await cache.read_pool()
     await cache.of_project(own)
     for provider in (made["sick"], private[0]):
-        breakers.of(provider).begin().answered(403)
+        breakers.of(provider).begin().answered(401)
 
     def health(label: str) -> float | None:
         return registry.get_sample_value("llm_proxy_provider_health", {"provider": label})
