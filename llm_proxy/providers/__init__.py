@@ -100,7 +100,7 @@ def _is_weight(value: object) -> bool:
 
 def _nonsense(row: Mapping[str, Any], key: Secret | None) -> str | None:
     """What in a row makes no sense, its JSON read; None when nothing does."""
-    if key and not _is_sendable(key.reveal()):
+    if key is not None and not _is_sendable(key.reveal()):
         return "The API key is empty, or has characters that no header may have."
     if not _is_weight(row["weight"]):
         return "weight is no whole number from 0."
