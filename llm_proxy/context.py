@@ -167,6 +167,15 @@ def _known_limits(settings: Settings) -> KnownLimits:
     )
 
 
+def _audit_log(settings: Settings, database: Database) -> AuditLog:
+    return AuditLog(
+        database,
+        enabled=settings.audit_enabled,
+        file=settings.audit_log_file,
+        retention_days=settings.audit_retention_days,
+    )
+
+
 async def _warn_of_eviction(redis: Redis) -> None:
     # A Redis that is away now is told of by those who need it.
     with contextlib.suppress(RedisError, OSError):
@@ -181,7 +190,7 @@ async def open_context(
     """Open everything one process shares.
 
     Args:
-        profiles: given, they, or what this reads, stand in for the file.
+        profiles: they, or what this reads, stand in for the file.
         pool: stands beside the shared pool of the database.
 
     Raises:
@@ -210,17 +219,12 @@ async def open_context(
             live_profiles=live,
             changes=ChangeFeed(database),
             tokens=TokenCache(database, vault, settings.token_cache_size),
-            providers=ProviderCache(database, vault, pool, lambda kind: kind in live.current.apis),
+            providers=ProviderCache(database, vault, lambda: live.current, pool),
             quota=Quota(database),
             limits=_known_limits(settings),
             limiter=limiter,
             strangers=Failures(STRANGERS_FAILURES),
-            audit=AuditLog(
-                database,
-                enabled=settings.audit_enabled,
-                file=settings.audit_log_file,
-                retention_days=settings.audit_retention_days,
-            ),
+            audit=_audit_log(settings, database),
             operators=Operators(settings.management_token),
             bus=bus,
             metrics=metrics,

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from stage.calls import call, until
+from stage.calls import FIRST, call, streaming, until
 from stage.house import TESTER, House, open_house, settings_for
-from stage.provider import ScriptedProvider
+from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, chunk
 from stage.secrets import used
 
 from llm_proxy.acts import configuration, master_keys, providers
@@ -68,6 +68,27 @@ async def test_a_good_file_is_in_force_here_at_once_and_in_the_other_house_soon(
             pass
 
 
+async def test_a_call_in_flight_keeps_the_profile_that_it_began_with(
+    houses: tuple[House, House], file: pathlib.Path, client: aiohttp.ClientSession, provider: ScriptedProvider
+) -> None:
+    here, _ = houses
+    token, released = await token_of(here, provider), asyncio.Event()
+
+    async def stream_until_released(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD, chunk(FIRST))
+        await released.wait()
+        await exchange.send(chunk(b"data: [DONE]\n\n"), END)
+
+    provider.script = stream_until_released
+    async with streaming(here, token) as stream:
+        edit(file, NO_CHAT)
+        await configuration.reload(here.context, TESTER)
+        released.set()
+        async with asyncio.timeout(SOON):
+            assert (await stream.reader.readuntil(END)).endswith(END), "its end is neat"
+    assert await call(client, here, token) == (404, "endpoint_not_found")
+
+
 async def test_a_bad_file_changes_nothing_and_is_told_with_its_line(
     houses: tuple[House, House], file: pathlib.Path, client: aiohttp.ClientSession, provider: ScriptedProvider
 ) -> None:
@@ -122,11 +143,11 @@ async def test_a_provider_whose_profile_went_is_out_of_use_until_it_is_back(
     await providers.create(here.context, TESTER, None, given)
     _, secret = await master_keys.create(here.context, TESTER, {"name": "one"})
     for name, outcome, problem in (
-        ("grok", (404, "model_not_found"), "There is no profile groq."),
+        ("grok", (404, "model_not_found"), "There is no profile groq"),
         ("groq", (200, None), None),
     ):
         edit(file, "  groq:\n", f"  {name}:\n")
         await configuration.reload(here.context, TESTER)
         assert await call(client, here, secret.reveal()) == outcome
         [shown] = [providers.shown(here.context, one) for one in await providers.of_project(here.context, None)]
-        assert shown["problem"] == problem
+        assert (shown["problem"] or "").partition(";")[0] == (problem or "")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from stage.profiles import shipped
 
 from llm_proxy import projects, providers
 from llm_proxy.changes import EVERYTHING, Change
@@ -133,7 +134,7 @@ async def test_a_key_that_cannot_be_read_disables_one_provider_and_breaks_no_lis
     assert found[2].problem is not None
     assert "which ENCRYPTION_KEY does not hold" in found[1].problem
     assert "moved here from another row" in found[2].problem
-    usable = await ProviderCache(database, VAULT).of_project(project)
+    usable = await ProviderCache(database, VAULT, shipped).of_project(project)
     assert [provider.id for provider in usable] == [good.id]
     assert lost.id not in {provider.id for provider in usable}
 
@@ -150,6 +151,7 @@ NONSENSE = [
     pytest.param("api_key_ciphertext", "sk-x\r\nHost: evil", "API key", id="a key that would end its header"),
     pytest.param("api_key_ciphertext", "", "API key", id="no key"),
     pytest.param("provider_type", "nobody", "profile", id="a type without a profile"),
+    pytest.param("provider_type", "custom", "base URL", id="a type without a base URL"),
 ]
 
 
@@ -159,7 +161,7 @@ async def test_a_row_that_makes_no_sense_is_out_of_use_by_itself(
 ) -> None:
     good, bad = await make(database, project), await make(database, project)
     await database.execute(f"UPDATE providers SET {column} = :planted WHERE id = :id", {"planted": planted, "id": bad.id})
-    cache = ProviderCache(database, VAULT, knows=lambda kind: kind == "openai")
+    cache = ProviderCache(database, VAULT, shipped)
     for _ in range(3):
         assert [provider.id for provider in await cache.of_project(project)] == [good.id]
         cache.on_change(EVERYTHING)
@@ -179,13 +181,13 @@ async def test_a_weight_that_makes_no_sense_is_none(database: Database, project:
         await tx.execute("PRAGMA ignore_check_constraints = OFF")
     [found] = await providers.of_project(database, VAULT, project)
     assert (found.weight, found.problem) == (0, "weight is no whole number from 0.")
-    assert await ProviderCache(database, VAULT).of_project(project) == []
+    assert await ProviderCache(database, VAULT, shipped).of_project(project) == []
 
 
 async def test_projects_without_a_provider_share_a_pool_and_know_of_its_changes(database: Database, project: str) -> None:
     other = (await projects.insert(database, new_id(), "two", {})).id
     own = await make(database, other)
-    cache = ProviderCache(database, VAULT)
+    cache = ProviderCache(database, VAULT, shipped)
     assert await cache.of_project(project) == []
     pooled = await make(database, None)
     assert await cache.of_project(project) == [], "what was read is kept until a change is told"
@@ -199,7 +201,7 @@ async def test_projects_without_a_provider_share_a_pool_and_know_of_its_changes(
 @on_one
 async def test_the_pool_of_the_process_stands_beside_that_of_the_database(database: Database, project: str) -> None:
     fake = replace(await make(database, None), id="fake")
-    cache = ProviderCache(database, VAULT, [fake])
+    cache = ProviderCache(database, VAULT, shipped, [fake])
     assert [provider.id for provider in await cache.of_project(project)][1:] == ["fake"]
     assert len(await cache.of_project(project)) == 2
 
@@ -216,7 +218,7 @@ async def test_a_column_that_a_newer_program_added_is_no_hindrance(database: Dat
 async def test_the_cache_reads_a_project_once_until_it_changes(database: Database, project: str) -> None:
     made = await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     for _ in range(3):
         assert [provider.id for provider in await cache.of_project(project)] == [made.id]
     assert reading.reads == 1
@@ -244,7 +246,7 @@ async def test_the_cache_reads_a_project_once_until_it_changes(database: Databas
 async def test_what_concerns_another_is_no_reason_to_read_again(database: Database, project: str, change: Change) -> None:
     await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     await cache.of_project(project)
     cache.on_change(change)
     await cache.of_project(project)
@@ -255,7 +257,7 @@ async def test_what_concerns_another_is_no_reason_to_read_again(database: Databa
 async def test_disabled_providers_are_not_used_nor_is_the_pool_in_their_place(database: Database, project: str) -> None:
     pooled = await make(database, project, name="pooled")
     await providers.delete(database, pooled.id)
-    cache = ProviderCache(database, VAULT, [pooled])
+    cache = ProviderCache(database, VAULT, shipped, [pooled])
     assert await cache.of_project(project) == [pooled], "a project without a provider of its own goes to the pool"
     made = await make(database, project, is_enabled=False)
     cache.on_change(Change("provider", made.id, {"project_id": project}))
@@ -266,7 +268,7 @@ async def test_disabled_providers_are_not_used_nor_is_the_pool_in_their_place(da
 async def test_a_project_that_was_read_goes_on_while_the_database_is_away(database: Database, project: str) -> None:
     made = await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     await cache.of_project(project)
     reading.away = True
     assert [provider.id for provider in await cache.of_project(project)] == [made.id]
@@ -279,7 +281,7 @@ async def test_a_project_that_was_read_goes_on_while_the_database_is_away(databa
 async def test_a_read_under_way_does_not_put_back_what_a_change_removed(database: Database, project: str, kind: str) -> None:
     made = await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     reading.meanwhile = asyncio.Event()
     under_way = asyncio.create_task(cache.of_project(project))
     await reading.arrived.wait()
