@@ -75,12 +75,17 @@ class ChangeFeed:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._listeners: list[Listener] = []
+        self._tellers: list[Callable[[], None]] = []
         self._seen = 0
         self._reading = asyncio.Lock()
 
     def listen(self, listener: Listener) -> None:
         """Call `listener` with every change from now on."""
         self._listeners.append(listener)
+
+    def tell_by(self, teller: Callable[[], None]) -> None:
+        """Call `teller` after every change made here, so that others look; it must not wait."""
+        self._tellers.append(teller)
 
     async def start(self) -> None:
         """Begin at the present version."""
@@ -136,6 +141,8 @@ class ChangeFeed:
         """A transaction whose recorded changes are in force in this process when the block has ended."""
         async with self._database.transaction() as tx:
             yield tx
+        for teller in self._tellers:
+            teller()
         # The change is made; that this process cannot look at it now must not make it seem to have failed.
         with contextlib.suppress(DatabaseUnavailable):
             await self.catch_up()

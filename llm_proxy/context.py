@@ -26,6 +26,7 @@ from llm_proxy.limits.limiter import Limiter, open_limiter
 from llm_proxy.limits.quota import Quota
 from llm_proxy.limits.rates import Bounds, KnownLimits
 from llm_proxy.metrics import Metrics
+from llm_proxy.news import open_news
 from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
@@ -210,7 +211,7 @@ async def open_context(
         bus.read_by(log_call)
         bus.read_by(lambda event: measure(metrics, event))
         bus.read_by(cache.count)
-        events = await stack.enter_async_context(open_pipeline(settings, bus, metrics))
+        events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
         context = Context(
             settings=settings,
@@ -241,7 +242,14 @@ async def open_context(
         stack.push_async_callback(_settle, context)
         stack.push_async_callback(tasks.close)
         await _start(context)
+        await _spread_news(stack, context)
         yield context
+
+
+async def _spread_news(stack: AsyncExitStack, context: Context) -> None:
+    if context.redis:
+        news = await stack.enter_async_context(open_news(context.settings, context.changes.catch_up))
+        context.changes.tell_by(news.tell)
 
 
 async def _start(context: Context) -> None:
@@ -257,7 +265,9 @@ async def _start(context: Context) -> None:
         context.changes.listen(listener)
     await context.changes.start()
     context.tasks.start("changes", context.changes.follow())
-    if context.redis:
+    # A cache may be evicted, what is counted or yet to be delivered may not.
+    keeps = context.settings.distributed_rate_limit_enabled or context.settings.llm_proxy_event_bus == "redis-streams"
+    if context.redis and keeps:
         context.tasks.start("check of what Redis evicts", _warn_of_eviction(context.redis))
     context.tasks.start("quota", context.quota.flush())
     context.tasks.start("audit", context.audit.write())

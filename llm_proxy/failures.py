@@ -1,5 +1,6 @@
 """Failed attempts to show a good credential, limited for each address."""
 
+import ipaddress
 import math
 import time
 from collections import OrderedDict, deque
@@ -26,7 +27,7 @@ class Failures:
 
     def refusal(self, address: str) -> ApiError | None:
         """`too_many_failures` for an address that has failed too often; what it refuses is no further failure."""
-        failures = self._of.get(address)
+        failures = self._of.get(_place(address))
         if failures is None or len(failures) < self._most:
             return None
         wait = math.ceil(WINDOW_SECONDS - (self._clock() - failures[0]))
@@ -38,7 +39,19 @@ class Failures:
     def count(self, address: str) -> None:
         """The address has failed once more."""
         # The last so many are enough to tell: when the first of them is a minute old, one more is let through.
-        self._of.setdefault(address, deque(maxlen=self._most)).append(self._clock())
-        self._of.move_to_end(address)
+        place = _place(address)
+        self._of.setdefault(place, deque(maxlen=self._most)).append(self._clock())
+        self._of.move_to_end(place)
         if len(self._of) > MANY_ADDRESSES:
             self._of.popitem(last=False)
+
+
+def _place(address: str) -> str:
+    """What one client has to itself: an IPv4 address, a /64 of IPv6."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    return str(parsed.ipv4_mapped or int(parsed) >> 64)

@@ -58,18 +58,7 @@ class Metrics:
         self.disconnects = Counter(
             "llm_proxy_client_disconnects", "Clients that left before the end of their reply.", registry=registry
         )
-        self.cache_hits = Counter("llm_proxy_cache_hits", "Calls that were answered from the cache.", registry=registry)
-        self.cache_misses = Counter(
-            "llm_proxy_cache_misses", "Calls that the cache might have answered and did not.", registry=registry
-        )
-        self.cache_bypass = Counter(
-            "llm_proxy_cache_bypass", "Calls in which the cache has no part, such as most POSTs.", registry=registry
-        )
-        self.cache_stores = Counter("llm_proxy_cache_stores", "Answers that were put into the cache.", registry=registry)
-        self.cache_bytes = Gauge("llm_proxy_cache_bytes", "What the cache in memory holds.", registry=registry)
-        self.cache_switches = Counter(
-            "llm_proxy_cache_switches", "How often the store of the cache went away or came back.", ("to",), registry=registry
-        )
+        self._count_cache(registry)
         self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
         self.limiter_switches = Counter(
             "llm_proxy_limiter_switches",
@@ -83,6 +72,20 @@ class Metrics:
         self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
 
         self._series: dict[tuple[object, ...], Any] = {}
+
+    def _count_cache(self, registry: CollectorRegistry) -> None:
+        self.cache_hits = Counter("llm_proxy_cache_hits", "Calls that were answered from the cache.", registry=registry)
+        self.cache_misses = Counter(
+            "llm_proxy_cache_misses", "Calls that the cache might have answered and did not.", registry=registry
+        )
+        self.cache_bypass = Counter(
+            "llm_proxy_cache_bypass", "Calls in which the cache has no part, such as most POSTs.", registry=registry
+        )
+        self.cache_stores = Counter("llm_proxy_cache_stores", "Answers that were put into the cache.", registry=registry)
+        self.cache_bytes = Gauge("llm_proxy_cache_bytes", "What the cache in memory holds.", registry=registry)
+        self.cache_switches = Counter(
+            "llm_proxy_cache_switches", "How often the store of the cache went away or came back.", ("to",), registry=registry
+        )
 
     def of(self, family: Family, *labels: str) -> Family:
         """The series with these labels, which must be few; remembered, since the library takes its time and every call pays."""

@@ -12,10 +12,11 @@ _FEW = 1000
 
 _MASK = "****"
 # What introduces the text that must go, each with a constant beginning, which a search finds ten times as fast. Before `sk-`
-# stands no letter, unless it belongs to an escape of JSON. The schemes are looked for in lower case.
+# stands no letter, unless it belongs to an escape of JSON. The schemes are looked for in lower case, and what follows is only
+# looked at, since it may be a scheme again.
 _USER = re.compile(r"(://)[^\s/@\"\\]+(?=@)")
 _KEY = re.compile(r"(sk-)(?:(?<![A-Za-z0-9]sk-)|(?<=\\[bfnrt]sk-))[A-Za-z0-9_-]{8,}")
-_SCHEMES = {word: re.compile(rf"{word}(?<!\w{word})\s+([a-z0-9._~+/=-]{{6,}})") for word in ("bearer", "basic")}
+_SCHEMES = {word: re.compile(rf"{word}(?<!\w{word})(?=\s+([a-z0-9._~+/=-]{{6,}}))") for word in ("bearer", "basic")}
 # The one letter whose lower case is longer, and would move what follows; another stands in for it.
 _LONGER, _STAND_IN = "\N{LATIN CAPITAL LETTER I WITH DOT ABOVE}", "\N{LATIN SMALL LETTER I WITH GRAVE}"
 

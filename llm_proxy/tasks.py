@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,26 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    async def within(self, seconds: float, name: str, awaitable: Awaitable[T]) -> T:
+        """What an awaitable gives in this time; one that is late is cancelled, and nobody waits for its end.
+
+        This is for code that may go on for a while when it is cancelled, or for ever, as redis-py does while it connects.
+
+        Raises:
+            TimeoutError: it gives nothing in this time.
+        """
+        outcome: list[T | Exception] = []
+        task = self.start(name, _note(awaitable, outcome))
+        try:
+            await asyncio.wait((task,), timeout=seconds)
+        finally:
+            task.cancel()
+        if not outcome:
+            raise TimeoutError(f"no answer within {seconds:g} s")
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
     def _ended(self, task: "asyncio.Task[Any]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
@@ -47,3 +67,11 @@ class Tasks:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+async def _note(awaitable: Awaitable[T], outcome: list[T | Exception]) -> None:
+    """Await it; its exception is noted too, since it is no failure of a task, and perhaps nobody is there to hear of it."""
+    try:
+        outcome.append(await awaitable)
+    except Exception as error:
+        outcome.append(error)

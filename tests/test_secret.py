@@ -94,6 +94,7 @@ def test_short_secrets_do_not_blank_out_words() -> None:
         ("(sk-ant-api03-xyz_987-abc)", "(sk-****)"),
         ("api_key_sk-abcdefgh12", "api_key_sk-****"),
         (r'{"m":"keys:\nsk-abcdefgh12"}', r'{"m":"keys:\nsk-****"}'),
+        ("Bearer Bearer abcdefghi, Basic Bearer abcdefghi", "Bearer **** ****, Basic **** ****"),
         ("Authorization: Bearer abc.def-123", "Authorization: Bearer ****"),
         ("authorization: BEARER   abcdef", "authorization: BEARER   ****"),
         ("Basic dXNlcjpwYXNz", "Basic ****"),

@@ -511,3 +511,24 @@ def test_a_window_without_length_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("DISTRIBUTED_RATE_LIMIT_WINDOW", "0s")
     with pytest.raises(SettingsError, match="DISTRIBUTED_RATE_LIMIT_WINDOW"):
         load()
+
+
+# Where events go
+
+
+@pytest.mark.parametrize(
+    ("given", "ships", "delivers"),
+    [
+        pytest.param({}, False, True, id="from here"),
+        pytest.param({"LLM_PROXY_EVENT_BUS": "redis-streams"}, True, False, id="to Redis"),
+        pytest.param({"LLM_PROXY_EVENT_BUS": "redis-streams", "OBSERVABILITY_ENABLED": "false"}, False, False, id="nowhere"),
+    ],
+)
+def test_events_go_to_sinks_or_to_redis(given: dict[str, str], ships: bool, delivers: bool) -> None:
+    settings = load(overrides={"MANAGEMENT_TOKEN": STRONG, "REDIS_URL": "redis://localhost", "EVENT_SINKS": "lunary", **given})
+    assert (settings.ships, settings.delivers) == (ships, delivers)
+    if delivers:
+        with pytest.raises(SettingsError, match="LUNARY_API_KEY"):
+            check_serving(settings)
+    else:
+        check_serving(settings)

@@ -101,3 +101,32 @@ async def test_failure_of_the_work_reaches_the_caller() -> None:
 
     with pytest.raises(RuntimeError, match="broken"):
         await to_the_end(work(), lambda _: None)
+
+
+async def test_nobody_waits_for_what_is_late_and_goes_on_when_it_is_cancelled() -> None:
+    tasks, ended = Tasks(), asyncio.Event()
+
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.05)
+        ended.set()
+        return "late"
+
+    async with asyncio.timeout(1):
+        assert await tasks.within(1, "quick", asyncio.sleep(0, "quick")) == "quick"
+        with pytest.raises(TimeoutError):
+            await tasks.within(0.01, "stubborn", stubborn())
+        assert not ended.is_set()
+        await tasks.close()
+    assert ended.is_set()
+
+
+async def test_the_failure_of_what_is_awaited_in_time_is_its_callers(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        await Tasks().within(1, "broken", fail())
+    assert caplog.records == []

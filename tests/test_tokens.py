@@ -546,3 +546,16 @@ async def test_a_column_that_a_newer_program_added_is_no_hindrance(database: Dat
     await database.execute("ALTER TABLE tokens ADD COLUMN later TEXT")
     assert await tokens.get(database, made.id) == made
     assert await cache_of(watched).authenticate(secret) == made
+
+
+@on_one
+async def test_the_tokens_that_were_good_lately_are_known_through_every_change_and_bounded(
+    database: Database, watched: Watched, project: str
+) -> None:
+    cache = cache_of(watched, size=2)
+    secrets = [(await make(database, project))[1] for _ in range(3)]
+    assert not cache.has_served(secrets[0])
+    for secret in secrets:
+        await cache.authenticate(secret)
+        cache.on_change(EVERYTHING)
+    assert [cache.has_served(secret) for secret in secrets] == [False, True, True]

@@ -308,7 +308,7 @@ class Found(NamedTuple):
     Attributes:
         entries: its variants.
         generation: whoever stores an answer to this request later shows it, so that nothing is stored that was purged
-            meanwhile. It means something to its store only, and is to be dropped when the call ends.
+            meanwhile. It means something to its store only, and is to be dropped when the call ends. None: nothing can be stored.
     """
 
     entries: tuple[Entry, ...]

@@ -214,8 +214,9 @@ def vary_names(headers: RawHeaders) -> tuple[str, ...] | None:
 
 _WHOLE_WEIGHT = re.compile(r";q=1(?:\.0{0,3})?$")
 _NEGOTIATED = frozenset({"accept-encoding", "accept-language"})
+CREDENTIALS = frozenset({"authorization", "x-api-key", "api-key"})
 # The provider never sees what clients send in these, so its answer cannot depend on that; and secrets are no keys.
-_UNSEEN = frozenset({"authorization", "x-api-key", "api-key", "cookie"})
+_UNSEEN = CREDENTIALS | {"cookie", "proxy-authorization"}
 
 
 def selecting_values(names: Iterable[str], headers: RawHeaders) -> tuple[str | None, ...]:

@@ -1,6 +1,7 @@
 """The HTTP cache of one process, over the store that its settings chose."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,8 +13,11 @@ from redis.asyncio import Redis
 from llm_proxy.cache import Decision, Entry, Lookup, Place, Stats, rules
 from llm_proxy.cache.store import Store, open_store
 from llm_proxy.changes import Change
+from llm_proxy.errors import ApiError
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
+
+log = logging.getLogger(__name__)
 
 
 class Counted(Protocol):
@@ -100,11 +104,24 @@ class HttpCache:
         return await self._store.purge(**selectors)
 
     def on_change(self, change: Change) -> None:
-        """Another process purged, or so much was missed that it may have."""
-        if not self._local or change.kind not in ("cache_purge", "everything"):
-            return
-        selectors: Mapping[str, Any] = change.payload if change.kind == "cache_purge" else {"everything": True}
-        self._tasks.start("purge of the cache", self.purge(**selectors))
+        """Another process purged, or so much was missed that it may have; or a provider is another than it was."""
+        if change.kind == "provider":
+            # Its new key may be of another account, its new base URL of another service.
+            project = change.payload.get("project_id")
+            self._purge_here({"project": project} if project and not self.shared else {"everything": True})
+        elif self._local and change.kind == "cache_purge":
+            self._purge_here(change.payload)
+        elif self._local and change.kind == "everything":
+            self._purge_here({"everything": True})
+
+    def _purge_here(self, selectors: Mapping[str, Any]) -> None:
+        self._tasks.start("purge of the cache", self._purge_or_log(selectors))
+
+    async def _purge_or_log(self, selectors: Mapping[str, Any]) -> None:
+        try:
+            await self.purge(**selectors)
+        except ApiError as error:
+            log.error("what a changed provider answered before is still in the cache: %s", error)
 
     def count(self, event: Counted) -> None:
         """Count a call for the statistics of its project."""

@@ -133,6 +133,9 @@ def _terms(lookup: Lookup, status: int, headers: RawHeaders, now: float, default
     part = _part(lookup, headers) if status == 206 else None
     if vary is None or not _admitted(status, found, shared) or (status == 206 and part is None):
         return None
+    # Projects have keys of their own, by which the provider says that it answers.
+    if shared and not fields.CREDENTIALS.isdisjoint(vary):
+        return None
     if lookup.method == "POST":
         granted = default_ttl if lookup.max_age is None else lookup.max_age
         lifetime = (granted if stated is None else stated) if status == 200 else None

@@ -17,6 +17,7 @@ COMMANDS = {
     "migrate": ("llm_proxy.cli.migrate", "Look after the database's schema and its encryption."),
     "manage": ("llm_proxy.cli.manage", "Manage projects and tokens, read the audit log."),
     "events": ("llm_proxy.cli.events", "Read the log of events, deliver it again."),
+    "dispatcher": ("llm_proxy.cli.dispatcher", "Deliver events from Redis to one sink."),
     "chat": ("llm_proxy.cli.chat", "Chat in the terminal, through the proxy."),
     "config": ("llm_proxy.cli.config", "Show the effective settings, secrets masked."),
     "check": ("llm_proxy.cli.check", "Check settings, profiles, events, database and providers."),

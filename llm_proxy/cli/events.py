@@ -13,10 +13,12 @@ import click
 import orjson
 
 from llm_proxy.cli import options
-from llm_proxy.cli.output import as_json, echo_table, printable, show_list
+from llm_proxy.cli.output import as_json, echo_json, echo_table, printable, show_list
 from llm_proxy.clock import from_rfc3339, now_ms
 from llm_proxy.errors import InvalidField, StartError
 from llm_proxy.events import browsing
+from llm_proxy.events.statistics import shown_stream
+from llm_proxy.events.stream import StreamState, open_stream
 from llm_proxy.settings import SINKS, Settings, check_sinks, parse_duration
 
 POLL_SECONDS = 0.2
@@ -125,33 +127,58 @@ def replay(since: int, until: int | None, sink: str) -> None:
 @options.env_file
 @as_json
 def stats(json: bool) -> None:
-    """Show what each log holds, and what each sink lacks.
+    """Show what each log holds, and what each sink lacks. With LLM_PROXY_EVENT_BUS=redis-streams the stream is shown too.
 
     \b
     Example:
       llm-proxy events stats
     """
-    rows: list[dict[str, Any]] = []
-    for folder in browsing.logs(_root(options.settings())):
+    settings, rows = options.settings(), list[dict[str, Any]]()
+    for folder in browsing.logs(_root_or_stream(settings)):
         found = browsing.summary(folder)
         log = {"instance": found.instance, "first": found.first, "last": found.last, "bytes": found.bytes}
         sinks = {name: found.last - position for name, position in found.positions.items()}
         rows.append({**log, "backlog": sinks, "dead_letters": found.dead_letters})
+    stream = shown_stream(asyncio.run(_state(settings))) if settings.ships else None
+    if json:
+        return echo_json({"logs": rows, "stream": stream})
     show_list(rows, lambda row: {**row, "backlog": ", ".join(f"{name} {count}" for name, count in row["backlog"].items())}, json)
+    if stream:
+        click.echo(f"\nThe stream {stream['key']} in Redis: {stream['length']} events, {stream['bytes']} bytes.")
+        show_list(stream["groups"], dict, json)
+    return None
+
+
+def _root_or_stream(settings: Settings) -> pathlib.Path:
+    """Where logs are; where events go to Redis there need be none on this machine."""
+    return pathlib.Path(settings.event_dir) if settings.ships else _root(settings)
+
+
+async def _state(settings: Settings) -> StreamState:
+    async with open_stream(settings) as stream:
+        return await stream.state()
+
+
+async def _letters(settings: Settings) -> list[dict[str, Any]]:
+    async with open_stream(settings) as stream:
+        return [letter for service in SINKS for letter in await stream.letters(service)]
 
 
 @command.command("dead-letters")
 @options.env_file
 @as_json
 def dead_letters(json: bool) -> None:
-    """List what a sink refused or missed for good.
+    """List what a sink refused or missed for good. With LLM_PROXY_EVENT_BUS=redis-streams those of dispatchers are among them.
 
     \b
     Examples:
       llm-proxy events dead-letters
       llm-proxy events dead-letters --json
     """
-    found = list(browsing.letters(_root(options.settings())))
+    settings = options.settings()
+    found = list(browsing.letters(_root_or_stream(settings)))
+    if settings.ships:
+        found += asyncio.run(_letters(settings))
     if json:
         return click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
     rows = [(letter["at"], letter["sink"], _what(letter), printable(letter["reason"])) for letter in found]

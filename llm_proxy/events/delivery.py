@@ -5,11 +5,13 @@ import threading
 from collections.abc import Mapping
 
 from llm_proxy.events.dead_letters import DeadLetters
-from llm_proxy.events.dispatcher import Dispatcher, Dispatchers, Stats
+from llm_proxy.events.dispatcher import Courier, Dispatcher, Dispatchers, Stats
 from llm_proxy.events.instances import Claim
 from llm_proxy.events.reading import Reader, SpoolSource
+from llm_proxy.events.shipping import NAME, Shipper
 from llm_proxy.events.sinks.contract import Sink
 from llm_proxy.events.spool import INTERVAL, Spool
+from llm_proxy.events.stream import EventStream
 from llm_proxy.settings import Settings, parse_duration
 from llm_proxy.tasks import Tasks
 
@@ -19,17 +21,30 @@ class Delivery:
 
     Args:
         letters: where what a sink refuses goes.
+        stream: given, the log is shipped there, and to no sink.
     """
 
-    def __init__(self, claim: Claim, settings: Settings, sinks: Mapping[str, Sink], letters: DeadLetters) -> None:
+    def __init__(
+        self,
+        claim: Claim,
+        settings: Settings,
+        sinks: Mapping[str, Sink],
+        letters: DeadLetters,
+        stream: EventStream | None = None,
+    ) -> None:
         self._claim = claim
-        sync, size = settings.event_sync, settings.dispatcher_batch_size
+        sync, size, cap = settings.event_sync, settings.dispatcher_batch_size, settings.event_backlog_bytes
         self._interval = INTERVAL if sync in ("always", "os") else parse_duration(sync)
-        self.spool = Spool(claim.folder, tuple(sinks), sync=sync, backlog_bytes=settings.event_backlog_bytes)
-        self._dispatchers = [
-            Dispatcher(name, sink, SpoolSource(Reader(self.spool, name)), letters, batch_size=size)
-            for name, sink in sinks.items()
-        ]
+        self.spool = Spool(claim.folder, (NAME,) if stream else tuple(sinks), sync=sync, backlog_bytes=cap)
+        self._dispatchers: list[Courier] = (
+            # Less than the log's cap, so that the log does not let go of what is not acknowledged while it is in the stream.
+            [Shipper(self.spool, stream, cap=cap * 3 // 4)]
+            if stream
+            else [
+                Dispatcher(name, sink, SpoolSource(Reader(self.spool, name)), letters, batch_size=size)
+                for name, sink in sinks.items()
+            ]
+        )
         self._tasks = Tasks()
         self._running = Dispatchers(self._tasks)
         # A start that is cancelled leaves its thread to open what `close` must then find closed.

@@ -14,8 +14,7 @@ import orjson
 
 from llm_proxy.clock import from_rfc3339, now_ms, to_rfc3339
 from llm_proxy.errors import InvalidField
-from llm_proxy.events.dead_letters import DeadLetters
-from llm_proxy.events.reading import LARGEST_BATCH, Backlog, Entry, Gap, Item
+from llm_proxy.events.reading import LARGEST_BATCH, Backlog, Entry, Gap, Item, StreamGap
 from llm_proxy.events.sinks.contract import Sink, Verdict
 from llm_proxy.tasks import Tasks
 
@@ -44,6 +43,29 @@ class Source(Protocol):
 
     def backlog(self) -> Backlog:
         """What is not settled."""
+
+
+class Letters(Protocol):
+    """Where what a sink will not take is set aside."""
+
+    async def add(self, sink: str, reason: str, **what: Any) -> None:
+        """Return once it is kept there; an `OSError` says that it is not, and passes."""
+
+
+class Courier(Protocol):
+    """Who empties one source for the benefit of one receiver, named for people."""
+
+    name: str
+
+    @property
+    def stats(self) -> "Stats":
+        """How the receiver is doing."""
+
+    async def run(self) -> None:
+        """Deliver until told to stop."""
+
+    def stop(self) -> None:
+        """Deliver what can be delivered, then end."""
 
 
 class Fate(Enum):
@@ -141,7 +163,7 @@ class Dispatcher:
         name: str,
         sink: Sink,
         source: Source,
-        dead_letters: DeadLetters,
+        dead_letters: Letters,
         *,
         batch_size: int = BATCH_SIZE,
         pause: Pause = pause,
@@ -187,27 +209,32 @@ class Dispatcher:
             if not items:
                 self._oldest = None
                 return FLUSH
-            if isinstance(items[0], Gap):
+            if not isinstance(items[0], Entry):
                 await self._pass_over(items[0])
                 return 0.0
             entries: list[Entry] = []
             for item in items:
-                if isinstance(item, Gap):
+                if not isinstance(item, Entry):
                     break
                 entries.append(item)
-            full = len(items) >= self._batch_size or sum(len(entry.payload) for entry in entries) >= LARGEST_BATCH
+            # What is suspected comes one by one, in quick succession.
+            full = (
+                entries[0].suspected
+                or len(items) >= self._batch_size
+                or sum(len(entry.payload) for entry in entries) >= LARGEST_BATCH
+            )
             return await self._deliver(entries, more=full or len(items) > len(entries))
         except OSError as error:
-            log.warning("delivery to %s: the disk refuses: %s", self.name, error)
+            log.warning("delivery to %s: what it needs is out of reach: %s", self.name, error)
             return self._wait()
 
-    async def _pass_over(self, gap: Gap) -> None:
+    async def _pass_over(self, gap: Gap | StreamGap) -> None:
         """Account for events that are gone."""
         gone = {"from": gap.first, "to": gap.last, "count": gap.count}
         await self._dead_letters.add(self.name, "gone: the backlog was above its cap, or the disk lost them", gap=gone)
         await self._source.settle(1)
         self._stats.dropped += gap.count
-        log.error("%d events never reach %s: %d to %d are gone", gap.count, self.name, gap.first, gap.last)
+        log.error("%d events never reach %s: %s to %s are gone", gap.count, self.name, gap.first, gap.last)
 
     async def _deliver(self, entries: list[Entry], more: bool) -> float:
         pending = [entry for entry in entries if entry.sequence not in self._done]
@@ -247,9 +274,14 @@ class Dispatcher:
         events: dict[int, dict[str, Any]] = {}
         for entry in pending:
             try:
-                events[entry.sequence] = document_of(entry.payload)
+                event = document_of(entry.payload)
             except (ValueError, InvalidField) as error:
                 await self._bury(entry.sequence, entry.payload.decode("utf-8", "replace"), f"unreadable: {error}")
+                continue
+            if entry.handed > MOST_FAILURES:
+                await self._bury(entry.sequence, event, f"{MOST_FAILURES} dispatchers ended while they had it")
+                continue
+            events[entry.sequence] = event
         first = next(iter(events.values()), None)
         self._oldest = from_rfc3339("started_at", first["started_at"]) if first else None
         return events
@@ -301,13 +333,13 @@ class Dispatcher:
 
 
 class Dispatchers:
-    """The dispatchers of a process, each in a task of its own."""
+    """The couriers of a process, each in a task of its own."""
 
     def __init__(self, tasks: Tasks) -> None:
         self._tasks = tasks
-        self._running: dict[Dispatcher, asyncio.Task[Any]] = {}
+        self._running: dict[Courier, asyncio.Task[Any]] = {}
 
-    def start(self, dispatcher: Dispatcher) -> None:
+    def start(self, dispatcher: Courier) -> None:
         """Let one deliver."""
         self._running[dispatcher] = self._tasks.start(f"delivery to {dispatcher.name}", dispatcher.run())
 

@@ -25,7 +25,7 @@ class Claim:
     def remove(self) -> None:
         """Give the folder up for good, once everything in it is delivered. What is set aside in it stays, and so does it."""
         for path in list(self.folder.iterdir()):
-            if path.suffix in (".cursor", ".tmp"):
+            if path.suffix in (".cursor", ".mark", ".tmp"):
                 path.unlink()
         with contextlib.suppress(OSError):
             if {path.name for path in self.folder.iterdir()} == {LOCK}:

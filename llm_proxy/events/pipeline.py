@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+from redis.asyncio import Redis
 
 from llm_proxy.events import Event
 from llm_proxy.events.bus import Bus
@@ -18,9 +19,11 @@ from llm_proxy.events.dead_letters import FILE, DeadLetters
 from llm_proxy.events.delivery import Delivery
 from llm_proxy.events.dispatcher import Stats
 from llm_proxy.events.instances import Claim, claim_dead, claim_own, trim_dead
+from llm_proxy.events.shipping import NAME
 from llm_proxy.events.sinks import SINKS, options_of
 from llm_proxy.events.sinks.contract import Sink
 from llm_proxy.events.statistics import DeliveryCollector, Report, total
+from llm_proxy.events.stream import EventStream, StreamState
 from llm_proxy.metrics import Metrics
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks, to_the_end
@@ -36,17 +39,21 @@ ADOPT_SECONDS = 30.0
 
 
 class Pipeline:
-    """Writes every event to this instance's log, delivers it, and what dead instances left."""
+    """Writes every event to this instance's log, delivers it, and what dead instances left.
 
-    def __init__(self, settings: Settings, sinks: Mapping[str, Sink]) -> None:
-        self._settings, self._sinks = settings, sinks
+    Args:
+        stream: given, the logs are shipped there, and to no sink.
+    """
+
+    def __init__(self, settings: Settings, sinks: Mapping[str, Sink], stream: EventStream | None = None) -> None:
+        self._settings, self._sinks, self._stream = settings, sinks, stream
         self._root = pathlib.Path(settings.event_dir)
         self._nameless = settings.observability_capture == "none"
         self._tasks = Tasks()
         self._own: Delivery | None = None
         # Every log that is claimed; `_own` is the one that is written to.
         self._logs: list[Delivery] = []
-        self._ended: dict[str, Stats] = {name: Stats() for name in sinks}
+        self._ended: dict[str, Stats] = {name: Stats() for name in ((NAME,) if stream else sinks)}
         # Events for which there was no log, or of which no record could be made.
         self._unwritten = 0
         # Looked up once, for every call pays for it.
@@ -83,18 +90,18 @@ class Pipeline:
     async def _open_own(self) -> None:
         claim = await to_the_end(asyncio.to_thread(claim_own, self._root, instance_name()), Claim.release)
         letters = DeadLetters(claim.folder / FILE)
-        own = Delivery(claim, self._settings, self._sinks, letters)
+        own = Delivery(claim, self._settings, self._sinks, letters, self._stream)
         self._logs.append(own)
         await own.start(appending=True)
         self._own, self._append = own, own.spool.append
-        self._tasks.start("adoption of event logs", self._adopt(letters) if self._sinks else self._trim())
+        self._tasks.start("adoption of event logs", self._adopt(letters) if self._ended else self._trim())
 
     async def _adopt(self, letters: DeadLetters) -> None:
         """Look for logs whose instance is gone, again and again."""
         while True:
             for claim in await to_the_end(asyncio.to_thread(claim_dead, self._root), _release):
                 log.info("the events in %s are delivered here: their instance is gone", claim.folder)
-                delivery = Delivery(claim, self._settings, self._sinks, letters)
+                delivery = Delivery(claim, self._settings, self._sinks, letters, self._stream)
                 self._logs.append(delivery)
                 self._tasks.start(f"delivery of {claim.folder}", self._deliver_rest(delivery))
             await asyncio.sleep(ADOPT_SECONDS)
@@ -125,6 +132,10 @@ class Pipeline:
         lost, dropped = spool.lost + self._unwritten, sum(delivery.spool.dropped for delivery in self._logs)
         return Report(writing=not spool.failing, last=spool.last, synced=spool.synced, lost=lost, dropped=dropped, sinks=sinks)
 
+    async def stream_state(self) -> StreamState | None:
+        """What stands in the stream in Redis, None where there is to be none."""
+        return await self._stream.state() if self._stream else None
+
     def reopen(self) -> None:
         """Let the sinks open their files anew, after those were rotated away; a disk may take its time for that."""
         for name, sink in self._sinks.items():
@@ -154,15 +165,22 @@ def _release(claims: list[Claim]) -> None:
 
 
 @asynccontextmanager
-async def open_pipeline(settings: Settings, bus: Bus, metrics: Metrics) -> AsyncIterator[Pipeline]:
-    """Write and deliver the events of the bus while the block runs; without OBSERVABILITY_ENABLED nothing of it."""
-    names = settings.event_sinks if settings.observability_enabled else ()
+async def open_pipeline(settings: Settings, bus: Bus, metrics: Metrics, redis: "Redis | None" = None) -> AsyncIterator[Pipeline]:
+    """Write and deliver the events of the bus while the block runs; without OBSERVABILITY_ENABLED nothing of it.
+
+    Args:
+        redis: needed where LLM_PROXY_EVENT_BUS says so.
+    """
+    names = settings.event_sinks if settings.delivers else ()
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()))
         sinks = {name: SINKS[name](options_of(settings), session) for name in names}
         for sink in sinks.values():
             stack.push_async_callback(sink.close)
-        pipeline = Pipeline(settings, sinks)
+        stream = EventStream.of(redis, settings) if redis and settings.ships else None
+        if stream:
+            stack.push_async_callback(stream.close)
+        pipeline = Pipeline(settings, sinks, stream)
         stack.push_async_callback(pipeline.close)
         if settings.observability_enabled:
             await pipeline.start()

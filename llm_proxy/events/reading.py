@@ -8,16 +8,28 @@ from llm_proxy.events.records import Record
 from llm_proxy.events.segments import Segment, records_of
 from llm_proxy.events.spool import Spool
 
+# An event that so many dispatchers had when they ended may be the cause of it.
+FEW_ENDS = 3
 # A batch is read into memory; events with bodies are large.
 LARGEST_BATCH = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One event of the log."""
+    """One event of the log.
+
+    Attributes:
+        handed: to how many dispatchers it was given, each of which ended before it said what became of the event.
+    """
 
     sequence: int
     payload: bytes
+    handed: int = 1
+
+    @property
+    def suspected(self) -> bool:
+        """Whether it should be delivered alone, so that it takes no others with it."""
+        return self.handed > FEW_ENDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +50,22 @@ class Gap:
         return self.last - self.first + 1
 
 
-Item = Entry | Gap
+@dataclass(frozen=True, slots=True)
+class StreamGap:
+    """Events that are gone from the stream in Redis.
+
+    Attributes:
+        first: where the first of them was, an id of the stream or a sequence of the log that they came from.
+        last: likewise the last.
+        count: how many of those between were still to be delivered.
+    """
+
+    first: str
+    last: str
+    count: int
+
+
+Item = Entry | Gap | StreamGap
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +76,31 @@ class Backlog:
     bytes: int
 
 
-class Reader:
-    """The log from a sink's cursor on. Reading moves nothing; `settle` does."""
+class Ahead:
+    """A place in the log before which not everything is done with, and which therefore is kept nowhere."""
 
-    def __init__(self, spool: Spool, sink: str) -> None:
+    def __init__(self, position: int) -> None:
+        self.position = position
+
+    def advance(self, position: int) -> None:
+        """See `Cursor.advance`."""
+        self.position = max(self.position, position)
+
+    def save(self) -> bool:
+        """See `Cursor.save`."""
+        return True
+
+
+class Reader:
+    """The log from a sink's cursor on. Reading moves nothing; `settle` does.
+
+    Args:
+        ahead: read from there instead.
+    """
+
+    def __init__(self, spool: Spool, sink: str, ahead: Ahead | None = None) -> None:
         self._spool = spool
-        self._cursor = spool.cursors[sink]
+        self._cursor = ahead or spool.cursors[sink]
         # Where the cursor stands, as segment and offset, once known: the log need not be searched for it then.
         self._place = (0, 0)
         self._read: list[tuple[int, tuple[int, int]]] = []

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from llm_proxy.events.dispatcher import Stats
 from llm_proxy.events.reading import Backlog
+from llm_proxy.events.stream import GroupState, StreamState
 
 # The label of what was lost before any sink could have it.
 SPOOL = "spool"
@@ -51,8 +52,8 @@ def total(parts: Iterable[Stats]) -> Stats:
     return whole
 
 
-def shown(report: Report) -> dict[str, Any]:
-    """The report as the management API gives it."""
+def shown(report: Report, stream: StreamState | None = None) -> dict[str, Any]:
+    """The report as the management API gives it, with the stream in Redis where events go there."""
     return {
         "object": "event_stats",
         "enabled": report.enabled,
@@ -62,6 +63,28 @@ def shown(report: Report) -> dict[str, Any]:
         "lost": report.lost,
         "dropped": report.dropped,
         "sinks": [_sink(name, stats) for name, stats in report.sinks.items()],
+        "stream": stream and shown_stream(stream),
+    }
+
+
+def shown_stream(stream: StreamState) -> dict[str, Any]:
+    """The stream for programs that read JSON."""
+    return {
+        "key": stream.key,
+        "available": stream.available,
+        "length": stream.length,
+        "bytes": stream.bytes,
+        "groups": [_group(group) for group in stream.groups],
+    }
+
+
+def _group(group: GroupState) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "consumers": group.consumers,
+        "lag": group.lag,
+        "pending": group.pending,
+        "dead_letters": group.dead_letters,
     }
 
 

@@ -11,4 +11,5 @@ from llm_proxy.requests import parameters
 async def stats(request: web.Request, who: Who) -> web.Response:
     """How the log and each sink are doing, since this process started."""
     parameters(request, ())
-    return answer_json(shown(request.app[CONTEXT].events.report()))
+    events = request.app[CONTEXT].events
+    return answer_json(shown(events.report(), await events.stream_state()))

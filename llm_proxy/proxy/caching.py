@@ -49,17 +49,23 @@ class Turn:
     def _read(self) -> Lookup:
         request = self._call.request
         lookup = rules.read_request(request.method, request.raw_headers, post_listed=self._post_listed)
-        streamed = lookup.method == "POST" and self._call.body.rest is not None
-        if not self._cache.enabled or (streamed and not lookup.bypass):
-            return dataclasses.replace(lookup, bypass="bypass")
         if lookup.bypass:
             return lookup
+        body = self._call.body
+        # A GET may have a body, which is no part of its key, though it may be of what its provider makes of it.
+        unkeyed = body.rest is not None or (body.held and lookup.method != "POST")
+        if unkeyed or not self._cache.enabled:
+            return dataclasses.replace(lookup, bypass="bypass")
         return dataclasses.replace(lookup, headers=fields.without(lookup.headers, _NEVER_SELECTING))
 
     def _key(self) -> str:
         call = self._call
         body_hash = hashlib.sha256(call.body.held).digest() if self.lookup.method == "POST" else None
-        return rules.primary_key(self.place.project, self.lookup.method, self.place.path, call.target.query, body_hash)
+        return rules.primary_key(self._partition(), self.lookup.method, self.place.path, call.target.query, body_hash)
+
+    def _partition(self) -> str:
+        """A project's own, or of all projects that have the same providers: a path is another thing at another one."""
+        return self.place.project or " ".join(sorted({route.base_url for route in self.routes}))
 
     # Before the provider
 
@@ -74,8 +80,8 @@ class Turn:
             return
         if fetch := self._cache.fetch_of(self.key):
             if await self._outcome(fetch):
-                self._collapsed = True
                 await self._look()
+                self._collapsed = self.entry is not None
         elif self.lookup.method != "HEAD":
             self._cache.begin_fetch(self.key)
             self._leads = True
@@ -185,18 +191,22 @@ class Turn:
         terms = rules.may_store(
             self.lookup, status, headers, time.time(), default_ttl=self._cache.default_ttl, shared=self._cache.shared
         )
-        if terms and _is_framed(status, headers, self._cache.max_object_bytes):
+        # Without a generation the store is away, and would take nothing.
+        if terms and self._generation is not None and _is_framed(status, headers, self._cache.max_object_bytes):
             self._capture = _Capture(terms, (status, reason, headers), time.time())
             self.status = "stored"
-        else:
-            self._land(stored=False)
+            return
+        if status < 400 and isinstance(self.found, Revalidate):
+            # What took its place must not be stored, so what was stored is out of date for good.
+            await self._cache.delete(self.key)
+        self._land(stored=False)
 
     async def _invalidate(self, status: int, sent: RawHeaders) -> None:
         call = self._call
         query = f"?{call.target.query}" if call.target.query is not None else ""
         url = f"{call.peer.scheme}://{call.request.headers.get('Host', '')}{call.target.path}{query}"
         for path, asked in rules.invalidated_by(call.request.method, status, url, sent):
-            await self._cache.delete(rules.primary_key(self.place.project, "GET", path, asked))
+            await self._cache.delete(rules.primary_key(self._partition(), "GET", path, asked))
 
     def feed(self, chunk: bytes) -> None:
         """A piece of the body passes."""

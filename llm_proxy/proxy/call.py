@@ -82,6 +82,7 @@ class Call:
         self.sent_ns = 0
         self.sent_at = 0.0
         self.tee: Tee | None = None
+        self.replayed: Tee | None = None
         self.counter: Counter | None = None
         self.end_error: ApiError | None = None
         self.deadline: asyncio.Timeout | None = None
@@ -233,7 +234,7 @@ class Call:
     def _capture(self) -> None:
         settings, event = self.context.settings, self.event
         event.request_body = request_text(self.request.headers, self.body.held, settings.observability_max_request_body_bytes)
-        event.reply_body = reply_text(self.tee, settings.observability_max_response_body_bytes)
+        event.reply_body = reply_text(self.tee or self.replayed, settings.observability_max_response_body_bytes)
 
     def settle(self) -> None:
         """Give back what the call took and did not use."""

@@ -3,13 +3,15 @@
 import time
 from collections.abc import Mapping, Sequence
 
-from llm_proxy.cache import Entry, rules
+from llm_proxy.cache import Entry, Served, rules
 from llm_proxy.grammar import RawHeaders
 from llm_proxy.providers.policy import cors_headers
 from llm_proxy.proxy import headers, urls
 from llm_proxy.proxy.caching import Turn
-from llm_proxy.proxy.call import Call, Route
+from llm_proxy.proxy.call import Call, Route, shown
+from llm_proxy.proxy.capture import captures, kept_of
 from llm_proxy.proxy.reply import Reply
+from llm_proxy.proxy.tee import Tee
 
 
 async def replay(call: Call, turn: Turn, entry: Entry) -> Reply:
@@ -21,13 +23,26 @@ async def replay(call: Call, turn: Turn, entry: Entry) -> Reply:
     served = rules.serve(entry, turn.lookup, time.time())
     sent = [*passed_on(call, turn.routes, served.headers, {}), *turn.headers(entry)]
     body = b"" if served.body is None or call.request.method == "HEAD" else served.body
+    call.begin_reply(served.status, served.reason, sent, None if served.body is None else len(served.body))
+    call.reply.check_client()
     call.event.cache = turn.status
     if not call.reached_provider:
         call.context.quota.count_hit(call.token)
-    call.begin_reply(served.status, served.reason, sent, None if served.body is None else len(served.body))
+    if captures(call.context.settings):
+        call.replayed = _read(call, served, body)
     call.publish("completed" if call.reached_provider else "cached", last=body)
     await call.reply.end(body)
     return call.reply
+
+
+def _read(call: Call, served: Served, body: bytes) -> Tee:
+    """What the event is to know of the answer; not its usage, which was another call's."""
+    content_type = headers.first(served.headers, (b"content-type",)) or ""
+    coding = headers.first(served.headers, (b"content-encoding",)) or ""
+    tee = Tee(content_type, coding, kept_of(call.context.settings))
+    tee.feed(body)
+    call.event.model_used, call.event.stream = shown(tee.model), tee.is_event_stream
+    return tee
 
 
 def passed_on(call: Call, routes: Sequence[Route], answer: RawHeaders, added: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

@@ -224,7 +224,7 @@ def check_serving(settings: Settings) -> None:
         raise SettingsError("MANAGEMENT_TOKEN is not set. `llm-proxy setup` writes a .env file with one.")
     if settings.require_encryption_key and not settings.encryption_key:
         raise SettingsError("REQUIRE_ENCRYPTION_KEY is true, and ENCRYPTION_KEY is not set. `openssl rand -base64 32` makes one.")
-    check_sinks(settings, settings.event_sinks if settings.observability_enabled else ())
+    check_sinks(settings, settings.event_sinks if settings.delivers else ())
     for token in settings.management_token:
         if not _only_loopback(settings) and _weak(token.reveal()):
             raise SettingsError(

@@ -148,7 +148,10 @@ class Settings:
     http_cache_max_object_bytes: int = setting("cache", parse_size, "1MiB", "The largest body that is kept.")
     http_cache_max_bytes: int = setting("cache", parse_size, "64MiB", "What the cache in memory may hold.")
     http_cache_shared: bool = setting(
-        "cache", parse_bool, "false", "Let projects share answers, and then keep only those that are marked public."
+        "cache",
+        parse_bool,
+        "false",
+        "Let projects with the same providers share answers, and then keep only those that are marked public.",
     )
     redis_cache_key_prefix: str = setting(
         "cache", parse_text, "llmproxy:cache:", "What the names of the cache's keys in Redis begin with."
@@ -205,6 +208,16 @@ class Settings:
 
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
     warnings: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    @property
+    def ships(self) -> bool:
+        """Whether events go on to Redis."""
+        return self.observability_enabled and self.llm_proxy_event_bus == "redis-streams"
+
+    @property
+    def delivers(self) -> bool:
+        """Whether events go to sinks from here."""
+        return self.observability_enabled and not self.ships
 
 
 TABLE = tuple(field for field in dataclasses.fields(Settings) if field.metadata)

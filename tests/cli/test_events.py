@@ -11,8 +11,12 @@ import orjson
 import pytest
 from stage.logs import left_behind, lines_of, samples
 from stage.processes import command, server
+from stage.redis import RedisServer
+from stage.streams import KEY, open_stream
 
 from llm_proxy.clock import from_rfc3339, to_rfc3339
+from llm_proxy.events.consuming import StreamLetters
+from llm_proxy.events.stream import EVENT
 
 from .conftest import Cli
 
@@ -100,7 +104,23 @@ def test_stats_says_what_each_log_holds_and_each_sink_lacks(cli: Cli, root: path
             ["b-1", "1", "2", "-", "0"],
         ]
         found: Any = cli("events", "stats", "--json").json
-    assert [log["backlog"] for log in found] == [{"file": 2}, {}]
+    assert [log["backlog"] for log in found["logs"]] == [{"file": 2}, {}] and found["stream"] is None
+
+
+async def test_stats_and_dead_letters_know_the_stream_in_redis(cli: Cli, redis_server: RedisServer) -> None:
+    async with open_stream(redis_server) as stream:
+        await stream.join("file")
+        epoch, _ = await stream.add("", [])
+        await stream.add(epoch, [(EVENT, orjson.dumps(event)) for event in EVENTS])
+        await StreamLetters(stream).add("file", "400 poison", event=EVENTS[0])
+    env = {"LLM_PROXY_EVENT_BUS": "redis-streams", "REDIS_URL": redis_server.uri, "REDIS_STREAM_KEY": KEY, "EVENT_DIR": "nowhere"}
+    told = (await asyncio.to_thread(cli, "events", "stats", **env)).out
+    assert "Nothing found." in told and f"The stream {KEY} in Redis: 4 events" in told
+    assert told.splitlines()[-1].split() == ["llm-proxy:file", "0", "4", "0", "1"]
+    found: Any = (await asyncio.to_thread(cli, "events", "stats", "--json", **env)).json
+    assert found["stream"]["groups"][0]["lag"] == 4
+    [row] = (await asyncio.to_thread(cli, "events", "dead-letters", **env)).rows
+    assert row[1:] == ["file", EVENTS[0]["id"], "400 poison"]
 
 
 def test_dead_letters_are_listed_with_their_reason(cli: Cli, root: pathlib.Path) -> None:

@@ -107,7 +107,7 @@ async def test_another_process_that_writes_is_waited_for_beside_the_loop(databas
         threading.Timer(0.6, other.execute, ["COMMIT"]).start()
         write = asyncio.create_task(database.execute("INSERT INTO things (name) VALUES ('ours')"))
         assert await names(database) == [], "readers see what was committed before"
-        assert await worst_lag(write) < 0.3
+        assert await worst_lag(write) < 0.5
         assert await write == 1
     assert await names(database) == ["theirs", "ours"]
 

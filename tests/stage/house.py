@@ -83,12 +83,17 @@ def _migrated() -> bytes:
 
 def migrated(settings: Settings) -> Settings:
     """The settings, their SQLite database in place when it was not there."""
-    path = Path(settings.database_path)
-    if settings.db_driver == "sqlite" and not path.exists():
+    if settings.db_driver == "sqlite":
+        place_migrated(Path(settings.database_path))
+    return settings
+
+
+def place_migrated(path: Path) -> None:
+    """A migrated SQLite database where none was."""
+    if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_migrated())
         path.chmod(0o600)
-    return settings
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from typing import Any
 
 import aiohttp
 
-from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN
+from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN, place_migrated
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -170,6 +170,30 @@ async def command(*arguments: str, folder: pathlib.Path, **env: str) -> AsyncIte
 @asynccontextmanager
 async def server(folder: pathlib.Path, **env: str) -> AsyncIterator[Server]:
     """A server that serves; killed at the end of the block, when it was not stopped."""
+    if not env.keys() & {"DATABASE_URL", "DATABASE_PATH"}:
+        place_migrated(folder / "house.db")
     async with _running(Server, ("server",), folder, house_environment(folder, **env)) as run:
         await run.listens(env.get("LOG_FILE"))
+        yield run
+
+
+class Dispatcher(Process):
+    """A run of `llm-proxy dispatcher`; `url` is where its health is."""
+
+    url = ""
+
+    async def get(self, path: str, **headers: str) -> tuple[int, str]:
+        """Status and text of one request."""
+        async with aiohttp.ClientSession() as client, client.get(self.url + path, headers=headers) as reply:
+            return reply.status, await reply.text()
+
+
+@asynccontextmanager
+async def dispatcher(folder: pathlib.Path, service: str, redis_url: str, **env: str) -> AsyncIterator[Dispatcher]:
+    """A dispatcher that delivers; killed at the end of the block, when it was not stopped."""
+    env = environment(REDIS_URL=redis_url, EVENT_FILE=str(folder / "events.jsonl"), **env)
+    arguments = ("dispatcher", "--service", service, "--addr", "127.0.0.1:0")
+    async with _running(Dispatcher, arguments, folder, env) as run:
+        text = "listens on "
+        run.url = re.split(r'[";]', (await run.until(text)).partition(text)[2])[0]
         yield run
