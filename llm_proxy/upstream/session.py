@@ -47,20 +47,19 @@ def _tls(settings: Settings) -> ssl.SSLContext | bool:
 
 
 class SessionUpstream:
-    """Opens calls through one session for each profile, its bounds and trust."""
+    """Opens calls through one session for each profile and trust."""
 
     def __init__(self, settings: Settings) -> None:
         self._tls = _tls(settings)
         self._allow_private = settings.allow_private_upstreams
-        self._sessions: dict[tuple[str, int, int, bool], aiohttp.ClientSession] = {}
+        self._sessions: dict[tuple[str, bool], aiohttp.ClientSession] = {}
 
     def _is_guarded(self, request: Request) -> bool:
         return not (request.trusted or self._allow_private)
 
     def _session(self, request: Request) -> aiohttp.ClientSession:
-        guarded, profile = self._is_guarded(request), request.profile
-        # A profile that was read anew may have other bounds; calls in flight keep the connections that they have.
-        key = (profile.name, profile.max_idle, profile.max_idle_per_host, guarded)
+        guarded = self._is_guarded(request)
+        key = (request.profile.name, guarded)
         session = self._sessions.get(key)
         if session is None:
             session = self._sessions[key] = self._new_session(request, guarded)
