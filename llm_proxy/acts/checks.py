@@ -111,7 +111,7 @@ async def _try(
     context: Context, provider: Provider, model: str | None, seconds: float, room: asyncio.Semaphore
 ) -> dict[str, Any]:
     """One call; `response_time_ms` is null when there was no answer."""
-    waited, error = None, problem_of(context, provider)
+    waited, error = None, providers.problem_of(provider, context.profiles)
     if error is None:
         async with room:
             began = time.perf_counter()
@@ -122,16 +122,6 @@ async def _try(
                 error = failure.message
     status = UNHEALTHY if error else HEALTHY
     return {"model": model, "status": status, "response_time_ms": waited, "error": error}
-
-
-def problem_of(context: Context, provider: Provider) -> str | None:
-    """Why a provider cannot even be called, None when it can."""
-    profile = context.profiles.apis.get(provider.provider_type)
-    if provider.problem:
-        return provider.problem
-    if profile is None:
-        return f"there is no profile {provider.provider_type}; known are {', '.join(context.profiles.apis)}"
-    return None if provider.api_base or profile.base_url else "it has no base URL, and neither has its profile"
 
 
 async def _answer(context: Context, provider: Provider, model: str | None, seconds: float) -> str | None:
@@ -188,7 +178,7 @@ async def status_of(context: Context, provider: Provider, ask: Ask, seconds: flo
         async with asyncio.timeout(seconds):
             answer = await context.upstream.open(request)
     except TimeoutError:
-        raise UpstreamTimeout("The provider takes too long.") from None
+        raise UpstreamTimeout("The provider did not begin its answer in time.") from None
     answer.abort()
     return answer.status
 
@@ -207,7 +197,7 @@ def request_of(provider: Provider, profile: Profile, ask: Ask, seconds: float) -
         body=body,
         length=None if body is None else len(body),
         profile=profile,
-        timeouts=Timeouts(connect=seconds, first_byte=seconds),
+        timeouts=Timeouts(connect=min(5.0, seconds), first_byte=seconds),
         trusted=base == profile.base_url,
         on_sent=lambda: None,
     )

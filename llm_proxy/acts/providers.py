@@ -44,7 +44,7 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
         "weight": provider.weight,
         "provider_params": provider.provider_params,
         "is_enabled": provider.is_enabled,
-        "problem": provider.problem or (None if profile else f"There is no profile {provider.provider_type}."),
+        "problem": providers.problem_of(provider, context.profiles),
         "created_at": to_rfc3339(provider.created_at),
         "updated_at": to_rfc3339(provider.updated_at),
     }

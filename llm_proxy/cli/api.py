@@ -66,11 +66,15 @@ class Api:
 
     async def everything(self, path: str, params: Mapping[str, str], most: int) -> list[dict[str, Any]]:
         """The first `most` entries of a list, over as many pages as it takes."""
+        return await self.all_named(path, "data", most, params)
+
+    async def all_named(self, path: str, name: str, most: int, params: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+        """The first `most` entries of a list whose pages have them under `name`."""
         found: list[dict[str, Any]] = []
         after: dict[str, str] = {}
         while len(found) < most:
-            page = await self.call("GET", path, params={**params, "limit": str(min(PAGE, most - len(found))), **after})
-            found += page["data"]
+            page = await self.call("GET", path, params={**(params or {}), "limit": str(min(PAGE, most - len(found))), **after})
+            found += page[name]
             if not page["has_more"]:
                 break
             after = {"after": page["next"]}
@@ -158,7 +162,16 @@ def call(method: str, path: str, json: object = None) -> Any:
 
 def listed(path: str, params: Mapping[str, str], most: int) -> list[dict[str, Any]]:
     """The first `most` entries of a list; says at the end when there are more."""
-    found = run(lambda api: api.everything(path, params, most + 1))
+    return _cut(run(lambda api: api.everything(path, params, most + 1)), most)
+
+
+def listed_as(path: str, name: str, most: int) -> list[dict[str, Any]]:
+    """The first `most` entries of a list of /admin/v1, which stand under `name`; says at the end when there are more."""
+    found = run(lambda api: api.all_named(path, name, most + 1))
+    return _cut(found, most)
+
+
+def _cut(found: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     if len(found) > most:
         hint = f"There are more than these {most}; --limit shows more."
         click.get_current_context().call_on_close(lambda: click.echo(hint, err=True))

@@ -20,12 +20,15 @@ from stage.postgres import Postgres
 from llm_proxy import __version__
 from llm_proxy.admin import create_app as create_admin_app
 from llm_proxy.errors import RULES
+from llm_proxy.operators import Operators
+from llm_proxy.projects import DEFAULT_ID
 from llm_proxy.server import create_proxy_app
 
 DESCRIPTION = resources.files("llm_proxy.web").joinpath("static/openapi.yaml").read_bytes()
 DOCUMENT = yaml.safe_load(DESCRIPTION)
 UNKNOWN = "0199c5f2-7d3a-7c1e-8f00-0123456789ab"
 KEY = "sk-first-0123456789abcdef"
+TAKEN_KEY = "a-master-key-that-is-taken"
 ADDRESS = {"X-Forwarded-For": "203.0.113.9"}
 METRICS_TOKEN = "metrics-token-that-is-long-enough-for-anyone"
 BAD: list[tuple[str, dict[str, Any]]] = [
@@ -39,7 +42,20 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("ProviderCreate", {}),
     ("ProviderCreate", {"api_key": KEY, "id": "a/b"}),
     ("ProviderCreate", {"api_key": KEY, "weight": -1}),
-    ("ProviderCreate", {"api_key": KEY, "model_mapping": {}}),
+    ("ProviderCreate", {"api_key": KEY, "model_mapping": []}),
+    ("ProviderUpdate", {"model_mapping": {"gpt-4": {"name": "x"}}}),
+    ("PoolProviderCreate", {"provider_key": "a"}),
+    ("PoolProviderCreate", {"api_key": KEY, "model_mapping": {"gpt-4": 1}}),
+    ("PoolProviderUpdate", {"weight": 0.5}),
+    ("EnabledStatus", {}),
+    ("EnabledStatus", {"is_enabled": 1}),
+    ("MasterKeyCreate", {"key": "my-own-master-key-0009"}),
+    ("MasterKeyCreate", {"name": "a", "key": "too short"}),
+    ("MasterKeyUpdate", {"allowed_models": None}),
+    ("MasterKeyUpdate", {"expires_at": None}),
+    ("Rotation", {"grace_seconds": -1}),
+    ("HealthCheckAsk", {"provider_ids": []}),
+    ("HealthCheckAsk", {"timeout_secs": 0}),
     ("ProviderUpdate", {"provider_params": {"a": {}}}),
     ("TokenCreate", {}),
     ("TokenCreate", {"project_id": UNKNOWN, "max_requests": 0}),
@@ -127,10 +143,19 @@ class Scene(NamedTuple):
     provider: str
     token: str
     event: str
+    pooled: str
+    master_key: str
 
     def place(self, operation: Operation) -> str:
         """The path with real ids."""
-        id = {"/manage/tokens/{id}": self.token, "/manage/audit/{id}": self.event}.get(operation.path, self.project)
+        ids = {
+            "/manage/tokens/": self.token,
+            "/manage/audit/": self.event,
+            "/admin/v1/providers/": self.pooled,
+            "/admin/v1/health/providers/": self.pooled,
+            "/admin/v1/": self.master_key,
+        }
+        id = next((id for prefix, id in ids.items() if operation.path.startswith(prefix)), self.project)
         return operation.path.replace("{id}", id).replace("{provider_id}", self.provider)
 
 
@@ -139,15 +164,25 @@ async def set_scene(api: Management) -> Scene:
     project = await api.project(secrets.token_hex(8), api_key=KEY)
     [provider] = (await api.done("GET", f"/manage/projects/{project}/providers"))["data"]
     token = await api.token(project, max_requests=9, allowed_models=["gpt-4o"], metadata={"a": 1})
+    # Nothing listens there, so that a check of it calls nobody.
+    place = {"provider_type": "custom", "api_base": "http://127.0.0.1:9", "api_key": KEY}
+    pooled = await api.done("POST", "/admin/v1/providers", place)
+    master_key = await api.done("POST", "/admin/v1/master-keys", {"name": "scene"})
     [event] = await api.audit(limit="1")
-    return Scene(project, provider["id"], token["id"], event["id"])
+    return Scene(project, provider["id"], token["id"], event["id"], pooled["id"], master_key["id"])
+
+
+def nowhere(id: str) -> Scene:
+    """A scene in which everything has this id."""
+    return Scene(id, id, id, id, id, id)
 
 
 def bodies(operation: Operation, scene: Scene) -> list[Any]:
     """The request bodies that the description gives as examples; None where there are none."""
     content = operation.described.get("requestBody", {}).get("content", {})
     examples = [example["value"] for example in content.get("application/json", {}).get("examples", {}).values()]
-    return [{**body, "project_id": scene.project} if "project_id" in body else body for body in examples] or [None]
+    of_scene = {"project_id": scene.project, "provider_ids": [scene.pooled]}
+    return [{**body, **{name: of_scene[name] for name in of_scene if name in body}} for body in examples] or [None]
 
 
 def queries(operation: Operation, scene: Scene) -> list[dict[str, str]]:
@@ -157,7 +192,7 @@ def queries(operation: Operation, scene: Scene) -> list[dict[str, str]]:
     for parameter in operation.described["parameters"]:
         name = parameter["name"]
         if parameter["in"] == "query":
-            example = parameter.get("example", scene.provider if operation.path.endswith("/providers") else UNKNOWN)
+            example = parameter.get("example", scene.provider if "/ProviderId" in str(parameter["schema"]) else UNKNOWN)
             found[name] = of_scene.get(name, json.dumps(example) if isinstance(example, bool) else str(example))
     return [{}, *({name: value} for name, value in found.items()), *([found] if found else [])]
 
@@ -178,6 +213,24 @@ async def test_every_operation_answers_as_described(api: Management) -> None:
                 check(operation, await api.ask(operation.method, scene.place(operation), body, params=query), status)
 
 
+async def test_the_admin_site_answers_as_described(house: House, api: Management) -> None:
+    async with managing(house, admin=True) as admin:
+        for operation in OPERATIONS:
+            if not operation.path.startswith("/manage"):
+                [status] = [int(status) for status in operation.described["responses"] if status.startswith("2")]
+                scene = await set_scene(api)
+                for body in bodies(operation, scene):
+                    check(operation, await admin.ask(operation.method, scene.place(operation), body), status)
+                if operation in MANAGED:
+                    check(operation, await admin.ask(operation.method, scene.place(operation), token=None), 401)
+                    await forgiven(house)
+
+
+async def forgiven(house: House) -> None:
+    """Let the house forget who failed."""
+    house.context.operators = Operators(house.context.settings.management_token)
+
+
 async def test_the_metrics_have_both_forms_described(api: Management) -> None:
     [operation] = [one for one in OPERATIONS if one.path == "/metrics"]
     reply = await api.ask("GET", "/metrics", headers={"Accept": "application/json"})
@@ -189,24 +242,27 @@ async def test_strangers_are_answered_as_described(behind_proxy: House) -> None:
     assert len(MANAGED) >= 20
     async with managing(behind_proxy) as api:
         for number, operation in enumerate(MANAGED):
-            path = Scene("p", "p", "t", "e").place(operation)
+            path = nowhere("p").place(operation)
             reply = await api.ask(operation.method, path, token=None, headers={"X-Forwarded-For": f"203.0.113.{number}"})
             check(operation, reply, 401)
         for _ in range(10):
             await api.ask("GET", "/manage/version", token="guess", headers=ADDRESS)
         for operation in MANAGED:
-            check(operation, await api.ask(operation.method, Scene("p", "p", "t", "e").place(operation), headers=ADDRESS), 429)
+            check(operation, await api.ask(operation.method, nowhere("p").place(operation), headers=ADDRESS), 429)
 
 
 async def test_what_is_not_there_is_answered_as_described(behind_proxy: House) -> None:
     async with managing(behind_proxy) as api:
         for operation in OPERATIONS:
             if operation.answers("404"):
-                path = Scene(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN).place(operation)
-                body = (
-                    {"project_id": UNKNOWN} if operation.path == "/manage/tokens" else {} if operation.method == "PATCH" else None
-                )
-                body = {"api_key": KEY} if operation.path.endswith("/providers") and operation.method == "POST" else body
+                body: Any = {} if operation.method == "PATCH" else None
+                if operation.path == "/manage/tokens":
+                    body = {"project_id": UNKNOWN}
+                elif operation.path.endswith("/status"):
+                    body = {"is_enabled": True}
+                elif operation.path.endswith("/providers") and operation.method == "POST":
+                    body = {"api_key": KEY}
+                path = nowhere(UNKNOWN).place(operation)
                 check(operation, await api.ask(operation.method, path, body, headers=ADDRESS), 404)
 
 
@@ -230,8 +286,14 @@ async def test_conflicts_are_answered_as_described(api: Management) -> None:
         "createProject": taken,
         "updateProject": taken,
         "createProvider": {"id": scene.provider, "api_key": KEY},
+        "createPoolProvider": {"provider_key": scene.provider, "api_key": KEY},
+        **{f"create{name}": {"name": "same", "id": scene.master_key} for name in ("MasterKey", "Credential")},
+        **{f"update{name}": {"key": TAKEN_KEY} for name in ("MasterKey", "Credential")},
     }
-    described = [one for one in OPERATIONS if one.answers("409")]
+    await api.done("POST", "/admin/v1/master-keys", {"name": "other", "key": TAKEN_KEY})
+    # These have tests of their own, since they take more than a body.
+    elsewhere = {"deleteProject", "reloadConfig"}
+    described = [one for one in OPERATIONS if one.answers("409") and one.described["operationId"] not in elsewhere]
     assert {one.described["operationId"] for one in described} == set(conflicts)
     for operation in described:
         body = conflicts[operation.described["operationId"]]
@@ -239,6 +301,8 @@ async def test_conflicts_are_answered_as_described(api: Management) -> None:
     await api.done("POST", f"/manage/projects/{scene.project}/providers", {"api_key": KEY})
     [update] = [one for one in described if one.method == "PATCH"]
     check(update, await api.ask("PATCH", scene.place(update), {"api_key": KEY}), 409)
+    [delete] = [one for one in OPERATIONS if one.described["operationId"] == "deleteProject"]
+    check(delete, await api.ask("DELETE", f"/manage/projects/{DEFAULT_ID}"), 409)
 
 
 async def test_a_guarded_metrics_route_is_answered_as_described(tmp_path: Path) -> None:
@@ -343,6 +407,6 @@ async def test_the_description_refuses_what_the_server_refuses(api: Management) 
     for schema, bad in BAD:
         reference = {"$ref": f"#/components/schemas/{schema}"}
         assert problems(reference, bad), bad
-        [operation] = [one for one in OPERATIONS if reference in nodes(one.described.get("requestBody", {}))]
         body = {**bad, "project_id": scene.project} if "project_id" in bad else bad
-        check(operation, await api.ask(operation.method, scene.place(operation), body), 400)
+        for operation in [one for one in OPERATIONS if reference in nodes(one.described.get("requestBody", {}))]:
+            check(operation, await api.ask(operation.method, scene.place(operation), body), 400)

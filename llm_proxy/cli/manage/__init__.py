@@ -1,18 +1,20 @@
-"""`llm-proxy manage`: projects, tokens, the cache, the audit log."""
+"""`llm-proxy manage`: projects, providers, tokens, master keys, the cache, the audit log."""
 
 import click
 
 from llm_proxy.cli.manage.arguments import on_server
 from llm_proxy.cli.manage.audit import audit
 from llm_proxy.cli.manage.cache import cache
+from llm_proxy.cli.manage.master_keys import master_key
 from llm_proxy.cli.manage.projects import project
+from llm_proxy.cli.manage.providers import provider
 from llm_proxy.cli.manage.tokens import token
 
 
 @click.group()
 @on_server
 def command() -> None:
-    """Manage projects, tokens and the cache, read the audit log.
+    """Manage projects, providers, tokens, master keys and the cache, read the audit log.
 
     \b
     Examples:
@@ -23,6 +25,8 @@ def command() -> None:
 
 
 command.add_command(project)
+command.add_command(provider)
 command.add_command(token)
+command.add_command(master_key)
 command.add_command(cache)
 command.add_command(audit)

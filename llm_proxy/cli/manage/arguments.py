@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import click
+import orjson
 
 from llm_proxy.cli import options
 
@@ -38,6 +39,14 @@ def limit(text: str) -> object:
     if not text.isascii() or not text.isdigit():
         raise click.BadParameter("give a whole number, none or default.")
     return int(text)
+
+
+def json_value(text: str) -> Any:
+    """The type of options that take JSON."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise click.BadParameter(f"this is not JSON: {error}") from None
 
 
 _LIMITS = (

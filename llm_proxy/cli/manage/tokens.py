@@ -4,11 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import click
-import orjson
 
 from llm_proxy import tokens
 from llm_proxy.cli.api import call, listed
-from llm_proxy.cli.manage.arguments import NONE, asked, confirmed, given, limits, most, on_server, secret_from, shown_limits
+from llm_proxy.cli.manage.arguments import (
+    NONE,
+    asked,
+    confirmed,
+    given,
+    json_value,
+    limits,
+    most,
+    on_server,
+    secret_from,
+    shown_limits,
+)
 from llm_proxy.cli.output import as_json, show, show_list
 from llm_proxy.clock import to_rfc3339
 
@@ -22,14 +32,6 @@ def quota(text: str) -> int | str:
     if not text.isascii() or not text.isdigit() or not int(text):
         raise click.BadParameter("give a whole number, 1 or more, or none.")
     return int(text)
-
-
-def json_value(text: str) -> Any:
-    """The type of options that take JSON."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise click.BadParameter(f"this is not JSON: {error}") from None
 
 
 @click.group()
