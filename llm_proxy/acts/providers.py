@@ -29,6 +29,10 @@ FIELDS: dict[str, Field] = {
 }
 
 
+# Another weight or name leaves the answers what they were, and what is cached of them.
+_WHAT_ANSWERS = {"provider_type", "api_base", "model_mapping", "provider_params"}
+
+
 def shown(context: Context, provider: Provider) -> dict[str, Any]:
     """A provider as the API shows it, its key masked."""
     profile = context.profiles.apis.get(provider.provider_type)
@@ -141,7 +145,8 @@ async def change(context: Context, act: Act, before: Provider, columns: dict[str
     if key:
         # Two keys may look alike when they are masked.
         act.details["replaced"] = "api_key"
-    act.changed("provider", before.id, project_id=before.project_id)
+    same = not key and not columns.keys() & _WHAT_ANSWERS
+    act.changed("provider", before.id, project_id=before.project_id, same_answers=same)
     return after
 
 
