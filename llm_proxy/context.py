@@ -207,7 +207,7 @@ async def open_context(
     """Open everything one process shares.
 
     Args:
-        profiles: given, they, or what this reads, stand in for the file.
+        profiles: they, or what this reads, stand in for the file.
         pool: stands beside the shared pool of the database.
 
     Raises:
@@ -235,7 +235,7 @@ async def open_context(
             live_profiles=live,
             changes=ChangeFeed(database),
             tokens=TokenCache(database, vault, settings.token_cache_size),
-            providers=ProviderCache(database, vault, pool, lambda kind: kind in live.current.apis),
+            providers=ProviderCache(database, vault, lambda: live.current, pool),
             quota=Quota(database),
             limits=_known_limits(settings),
             limiter=limiter,

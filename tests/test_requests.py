@@ -23,6 +23,10 @@ WRITES = (
     ("PATCH", "/manage/projects/{project}/providers/{provider}"),
     ("POST", "/manage/tokens"),
     ("PATCH", "/manage/tokens/{token}"),
+    ("POST", "/admin/v1/providers"),
+    ("POST", "/admin/v1/master-keys"),
+    ("POST", "/admin/v1/config/reload"),
+    ("POST", "/admin/v1/health/check"),
 )
 BAD_PARAMETERS = [
     ("limit=0", "limit"),

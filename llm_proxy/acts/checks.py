@@ -111,7 +111,7 @@ async def _try(
     context: Context, provider: Provider, model: str | None, seconds: float, room: asyncio.Semaphore
 ) -> dict[str, Any]:
     """One call; `response_time_ms` is null when there was no answer."""
-    waited, error = None, problem_of(context, provider)
+    waited, error = None, providers.problem_of(provider, context.profiles)
     if error is None:
         async with room:
             began = time.perf_counter()
@@ -122,16 +122,6 @@ async def _try(
                 error = failure.message
     status = UNHEALTHY if error else HEALTHY
     return {"model": model, "status": status, "response_time_ms": waited, "error": error}
-
-
-def problem_of(context: Context, provider: Provider) -> str | None:
-    """Why a provider cannot even be called, None when it can."""
-    profile = context.profiles.apis.get(provider.provider_type)
-    if provider.problem:
-        return provider.problem
-    if profile is None:
-        return f"there is no profile {provider.provider_type}; known are {', '.join(context.profiles.apis)}"
-    return None if provider.api_base or profile.base_url else "it has no base URL, and neither has its profile"
 
 
 async def _answer(context: Context, provider: Provider, model: str | None, seconds: float) -> str | None:

@@ -29,6 +29,10 @@ FIELDS: dict[str, Field] = {
 }
 
 
+# Another weight or name leaves the answers what they were, and what is cached of them.
+_WHAT_ANSWERS = {"provider_type", "api_base", "model_mapping", "provider_params"}
+
+
 def shown(context: Context, provider: Provider) -> dict[str, Any]:
     """A provider as the API shows it, its key masked."""
     profile = context.profiles.apis.get(provider.provider_type)
@@ -44,7 +48,7 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
         "weight": provider.weight,
         "provider_params": provider.provider_params,
         "is_enabled": provider.is_enabled,
-        "problem": provider.problem or (None if profile else f"There is no profile {provider.provider_type}."),
+        "problem": providers.problem_of(provider, context.profiles),
         "created_at": to_rfc3339(provider.created_at),
         "updated_at": to_rfc3339(provider.updated_at),
     }
@@ -148,7 +152,8 @@ async def change(context: Context, act: Act, before: Provider, columns: dict[str
     if key:
         # Two keys may look alike when they are masked.
         act.details["replaced"] = "api_key"
-    act.changed("provider", before.id, project_id=before.project_id)
+    same = not key and not columns.keys() & _WHAT_ANSWERS
+    act.changed("provider", before.id, project_id=before.project_id, same_answers=same)
     return after
 
 

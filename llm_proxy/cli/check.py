@@ -16,7 +16,7 @@ from llm_proxy.cli import options
 from llm_proxy.context import Context, open_context, read_profiles
 from llm_proxy.db import Database, migrate
 from llm_proxy.errors import ApiError, StartError
-from llm_proxy.providers import Provider, every
+from llm_proxy.providers import Provider, every, problem_of
 from llm_proxy.settings import Settings, check_serving
 
 OLDEST_POSTGRES = 13
@@ -151,7 +151,7 @@ async def _state(settings: Settings, database: Database) -> str:
 
 async def _problem(context: Context, provider: Provider, offline: bool) -> str:
     """What is wrong with a provider, empty when nothing."""
-    if problem := checks.problem_of(context, provider):
+    if problem := problem_of(provider, context.profiles):
         return problem
     if offline:
         return ""

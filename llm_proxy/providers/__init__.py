@@ -15,6 +15,7 @@ from llm_proxy.db import Connection, Row
 from llm_proxy.db.sql import assignments
 from llm_proxy.errors import InvalidField
 from llm_proxy.providers.mapping import ModelMapping, compile_mapping
+from llm_proxy.providers.profiles import Profiles
 from llm_proxy.secret import Secret
 from llm_proxy.vault import Place, Undecipherable, Vault
 
@@ -110,7 +111,7 @@ def _is_weight(value: object) -> bool:
 
 def _nonsense(row: Mapping[str, Any], key: Secret | None) -> str | None:
     """What in a row makes no sense, its JSON read; None when nothing does."""
-    if key and not _is_sendable(key.reveal()):
+    if key is not None and not _is_sendable(key.reveal()):
         return "The API key is empty, or has characters that no header may have."
     if not _is_weight(row["weight"]):
         return "weight is no whole number from 0."
@@ -205,6 +206,16 @@ async def every(connection: Connection, vault: Vault, most: int) -> list[Provide
     return [_from_row(row, vault) for row in rows]
 
 
+def problem_of(provider: Provider, profiles: Profiles) -> str | None:
+    """Why a provider is out of use although it is enabled: its row makes no sense, or its profile is none for it."""
+    if provider.problem:
+        return provider.problem
+    profile = profiles.apis.get(provider.provider_type)
+    if profile is None:
+        return f"There is no profile {provider.provider_type}; known are {', '.join(profiles.apis)}."
+    return None if provider.api_base or profile.base_url else "It has no base URL, and neither has its profile."
+
+
 class ProviderCache:
     """The decrypted providers of the projects in use, with the shared pool; a change drops those it concerns.
 
@@ -212,19 +223,19 @@ class ProviderCache:
 
     Args:
         pool: stands beside the shared pool of the database.
-        knows: whether there is a profile of this name.
+        profiles: says which profiles are in force.
 
     Attributes:
         pooled_ids: the ids of the shared pool as it was last read.
     """
 
     def __init__(
-        self, database: Connection, vault: Vault, pool: Sequence[Provider] = (), knows: Callable[[str], bool] = lambda kind: True
+        self, database: Connection, vault: Vault, profiles: Callable[[], Profiles], pool: Sequence[Provider] = ()
     ) -> None:
         self._database = database
         self._vault = vault
         self._pool = list(pool)
-        self._knows = knows
+        self._profiles = profiles
         # The shared pool stands under None, and None for a project that has no provider of its own.
         self._known: dict[str | None, list[Provider] | None] = {}
         self._pooled: list[Provider] = []
@@ -274,7 +285,7 @@ class ProviderCache:
 
     def problem_of(self, provider: Provider) -> str | None:
         """Why a provider is out of use although it may be enabled; None when nothing is wrong."""
-        return provider.problem or (None if self._knows(provider.provider_type) else "There is no profile of its type.")
+        return problem_of(provider, self._profiles())
 
     def _is_sound(self, provider: Provider) -> bool:
         problem = self.problem_of(provider)

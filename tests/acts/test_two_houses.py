@@ -8,8 +8,11 @@ import pytest
 from stage.calls import call, last_words, stream_without_end, streaming
 from stage.house import PROVIDER_KEY, TESTER, House, open_house
 from stage.provider import ScriptedProvider
+from stage.secrets import used
 
-from llm_proxy.acts import projects, providers, tokens
+from llm_proxy.acts import master_keys, projects, providers, tokens
+from llm_proxy.changes import EVERYTHING
+from llm_proxy.clock import now_ms
 from llm_proxy.settings import Settings
 
 # One second is promised; a machine that runs other tests meanwhile gets three.
@@ -135,3 +138,66 @@ async def test_what_one_house_makes_the_other_knows_at_once(
     project = await here.project(provider.url)
     assert (await projects.get(there.context, project)).id == project
     assert await call(client, there, await here.token(project)) == (200, None)
+
+
+async def test_the_shared_pool_that_one_house_changes_is_another_one_for_both(
+    houses: tuple[House, House], client: aiohttp.ClientSession, provider: ScriptedProvider
+) -> None:
+    here, there = houses
+    project = (await projects.create(here.context, TESTER, {"name": "without a key"})).id
+    secret = await here.token(project)
+    assert await call(client, there, secret) == (404, "model_not_found")
+    made = await providers.create(here.context, TESTER, None, {"api_key": used("sk-pool-0123456789"), "api_base": provider.url})
+    assert await call(client, here, secret) == (200, None)
+    async with asyncio.timeout(SOON):
+        while (await call(client, there, secret))[1]:
+            pass
+    await providers.update(here.context, TESTER, None, made.id, {"is_enabled": False})
+    assert (await until_refused(client, there, secret))[1] == "model_not_found"
+
+
+async def test_a_master_key_that_one_house_ends_has_ended_in_both(
+    houses: tuple[House, House], client: aiohttp.ClientSession, provider: ScriptedProvider
+) -> None:
+    here, there = houses
+    await providers.create(here.context, TESTER, None, {"api_key": used("sk-pool-0123456789"), "api_base": provider.url})
+    secret = used("a-master-key-of-my-own")
+    for code in ("token_inactive", "invalid_token"):
+        made, _ = await master_keys.create(here.context, TESTER, {"name": "one", "id": "mine", "key": secret})
+        async with asyncio.timeout(SOON):
+            # There it may be known for a moment as the one that was removed.
+            while (await call(client, there, secret))[1]:
+                pass
+        if code == "token_inactive":
+            await master_keys.update(here.context, TESTER, made.id, {"is_enabled": False})
+            assert await until_refused(client, there, secret) == (401, code)
+        await master_keys.delete(here.context, TESTER, made.id)
+        assert await call(client, here, secret) == (401, "invalid_token")
+    assert (await until_refused(client, there, secret))[1] == "invalid_token"
+
+
+async def test_the_secret_of_before_a_rotation_ends_in_both_houses_with_its_grace_and_not_before(
+    houses: tuple[House, House], client: aiohttp.ClientSession, provider: ScriptedProvider
+) -> None:
+    here, there = houses
+    await providers.create(here.context, TESTER, None, {"api_key": used("sk-pool-0123456789"), "api_base": provider.url})
+    made, old = await master_keys.create(here.context, TESTER, {"name": "one"})
+    rotated, new = await master_keys.rotate(here.context, TESTER, made.id, {"grace_seconds": 1})
+    end = rotated.previous_expires_at
+    assert end
+
+    async def last_good(house: House) -> tuple[int, str | None]:
+        while True:
+            before = now_ms()
+            status, code = await call(client, house, old.reveal())
+            if code:
+                assert now_ms() >= end
+                return status, code
+            assert before < end
+
+    async with asyncio.timeout(1 + SOON):
+        assert await asyncio.gather(last_good(here), last_good(there)) == [(401, "token_expired")] * 2
+    for house in houses:
+        assert await call(client, house, new.reveal()) == (200, None)
+        house.context.tokens.on_change(EVERYTHING)
+        assert await call(client, house, old.reveal()) == (401, "token_expired"), "read anew, too"

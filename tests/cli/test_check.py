@@ -94,7 +94,7 @@ async def test_a_provider_out_of_use_is_passed_over(checked: Check, house: House
 async def test_a_provider_without_a_profile_is_named(checked: Check, house: House) -> None:
     await house.project("http://127.0.0.1:1")
     await house.context.database.execute("UPDATE providers SET provider_type = 'gone'")
-    wrong(await checked("--offline"), "there is no profile gone; known are openai, anthropic")
+    wrong(await checked("--offline"), "There is no profile gone; known are openai, anthropic")
 
 
 async def test_a_key_that_cannot_be_read_is_named(checked: Check, house: House) -> None:

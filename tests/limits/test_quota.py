@@ -194,7 +194,8 @@ class Racer:
 
 @contextlib.contextmanager
 def racing(settings: Settings, path: pathlib.Path, number: int, redis: RedisServer | None = None) -> Iterator[list[Racer]]:
-    """So many racers, all of them ready."""
+    """So many racers, all of them ready, with an empty log of what they were granted."""
+    path.touch()
     racers = [Racer(settings, path, redis) for _ in range(number)]
     try:
         for racer in racers:
@@ -236,12 +237,24 @@ async def test_six_processes_grant_exactly_what_there_is(
 async def test_processes_that_are_killed_grant_never_more_than_there_is(
     database: Database, settings: Settings, tmp_path: pathlib.Path
 ) -> None:
-    quotas = [*[1, 2, 3] * 10, *[60] * 20, *[1500] * 10]
+    await race_of_the_killed(database, settings, tmp_path / "granted")
+
+
+@on_one
+async def test_nor_do_they_when_their_limits_are_in_redis(
+    database: Database, settings: Settings, tmp_path: pathlib.Path, redis_server: RedisServer
+) -> None:
+    await race_of_the_killed(database, settings, tmp_path / "granted", redis_server)
+
+
+async def race_of_the_killed(database: Database, settings: Settings, log: pathlib.Path, redis: RedisServer | None = None) -> None:
+    """Processes take what they can, and fall one after the other."""
+    quotas = [*[1, 2, 3] * 10, *[60] * 20, *[1500] * (10 if redis is None else 1)]
     made = await make_tokens(database, quotas)
-    log = tmp_path / "granted"
-    log.touch()
+    if redis:
+        await projects.update(database, made[0].project_id, {"rate_limit_per_minute": 10**6})
     line = len(made[0].id) + 1
-    with racing(settings, log, 7) as racers:
+    with racing(settings, log, 7, redis) as racers:
         for racer in racers[:4]:
             racer.go()
         # At moments spread over the race one falls, and while there are any another takes its place.

@@ -58,6 +58,7 @@ async def test_a_new_provider_is_answered_as_a_whole_and_is_read_back_the_same(e
         "name": "Azure, Sweden",
         "provider_type": "azure",
         "api_base": "https://team.openai.azure.com/",
+        "model_mapping": {"gpt-4*": {"mapped_model": "acme-*", "max_input_tokens": 9, "note": [1, None]}, "b": "b", "a": "c"},
         "weight": 3,
         "provider_params": {"api_version": "2024-10-21"},
         "is_enabled": False,

@@ -1,9 +1,11 @@
 """Providers: their rows, their sealed keys, the cache of what a project may use."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from stage.profiles import shipped
 
 from llm_proxy import projects, providers
 from llm_proxy.changes import EVERYTHING, Change
@@ -48,7 +50,7 @@ async def project(database: Database) -> str:
     return (await projects.insert(database, new_id(), "one", {})).id
 
 
-async def make(database: Database, project_id: str, vault: Vault = VAULT, **columns: Any) -> Provider:
+async def make(database: Database, project_id: str | None, vault: Vault = VAULT, **columns: Any) -> Provider:
     given = {
         "id": new_id(),
         "project_id": project_id,
@@ -132,9 +134,76 @@ async def test_a_key_that_cannot_be_read_disables_one_provider_and_breaks_no_lis
     assert found[2].problem is not None
     assert "which ENCRYPTION_KEY does not hold" in found[1].problem
     assert "moved here from another row" in found[2].problem
-    usable = await ProviderCache(database, VAULT).of_project(project)
+    usable = await ProviderCache(database, VAULT, shipped).of_project(project)
     assert [provider.id for provider in usable] == [good.id]
     assert lost.id not in {provider.id for provider in usable}
+
+
+NONSENSE = [
+    pytest.param("model_mapping", "{", "model_mapping", id="broken JSON"),
+    pytest.param("model_mapping", "[]", "model_mapping", id="a list for a mapping"),
+    pytest.param("model_mapping", '{"gpt-4": 7}', "model_mapping", id="a number for a name"),
+    pytest.param("model_mapping", '{"gpt-4": "acme-*"}', "model_mapping", id="a star that nothing stands for"),
+    pytest.param("provider_params", "null", "provider_params", id="null for parameters"),
+    pytest.param("api_base", "ftp://example.com", "api_base", id="no web address"),
+    pytest.param("api_base", "https://[", "api_base", id="no address at all"),
+    pytest.param("api_key_ciphertext", "enc:v2:00000000:AAAA", "API key", id="a key that cannot be read"),
+    pytest.param("api_key_ciphertext", "sk-x\r\nHost: evil", "API key", id="a key that would end its header"),
+    pytest.param("api_key_ciphertext", "", "API key", id="no key"),
+    pytest.param("provider_type", "nobody", "profile", id="a type without a profile"),
+    pytest.param("provider_type", "custom", "base URL", id="a type without a base URL"),
+]
+
+
+@pytest.mark.parametrize(("column", "planted", "named"), NONSENSE)
+async def test_a_row_that_makes_no_sense_is_out_of_use_by_itself(
+    database: Database, project: str, caplog: pytest.LogCaptureFixture, column: str, planted: str, named: str
+) -> None:
+    good, bad = await make(database, project), await make(database, project)
+    await database.execute(f"UPDATE providers SET {column} = :planted WHERE id = :id", {"planted": planted, "id": bad.id})
+    cache = ProviderCache(database, VAULT, shipped)
+    for _ in range(3):
+        assert [provider.id for provider in await cache.of_project(project)] == [good.id]
+        cache.on_change(EVERYTHING)
+    [told] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert bad.id in told and named in told and good.id not in told
+    assert len(await providers.of_project(database, VAULT, project)) == 2, "no list breaks"
+    assert len(await providers.every(database, VAULT, 9)) == 2
+
+
+@on_one
+@pytest.mark.parametrize("weight", [-1, "heavy", 1.5])
+async def test_a_weight_that_makes_no_sense_is_none(database: Database, project: str, weight: object) -> None:
+    bad = await make(database, project)
+    async with database.transaction() as tx:
+        await tx.execute("PRAGMA ignore_check_constraints = ON")
+        await tx.execute("UPDATE providers SET weight = :weight WHERE id = :id", {"weight": weight, "id": bad.id})
+        await tx.execute("PRAGMA ignore_check_constraints = OFF")
+    [found] = await providers.of_project(database, VAULT, project)
+    assert (found.weight, found.problem) == (0, "weight is no whole number from 0.")
+    assert await ProviderCache(database, VAULT, shipped).of_project(project) == []
+
+
+async def test_projects_without_a_provider_share_a_pool_and_know_of_its_changes(database: Database, project: str) -> None:
+    other = (await projects.insert(database, new_id(), "two", {})).id
+    own = await make(database, other)
+    cache = ProviderCache(database, VAULT, shipped)
+    assert await cache.of_project(project) == []
+    pooled = await make(database, None)
+    assert await cache.of_project(project) == [], "what was read is kept until a change is told"
+    cache.on_change(Change("provider", pooled.id, {"project_id": None}))
+    assert [provider.id for provider in await cache.of_project(project)] == [pooled.id]
+    assert [provider.id for provider in await cache.of_project(other)] == [own.id]
+    assert await providers.get(database, VAULT, project, pooled.id) is None, "the pool belongs to no project"
+    assert await providers.get(database, VAULT, None, own.id) is None, "what is a project's is not in the pool"
+
+
+@on_one
+async def test_the_pool_of_the_process_stands_beside_that_of_the_database(database: Database, project: str) -> None:
+    fake = replace(await make(database, None), id="fake")
+    cache = ProviderCache(database, VAULT, shipped, [fake])
+    assert [provider.id for provider in await cache.of_project(project)][1:] == ["fake"]
+    assert len(await cache.of_project(project)) == 2
 
 
 async def test_a_column_that_a_newer_program_added_is_no_hindrance(database: Database, project: str) -> None:
@@ -149,7 +218,7 @@ async def test_a_column_that_a_newer_program_added_is_no_hindrance(database: Dat
 async def test_the_cache_reads_a_project_once_until_it_changes(database: Database, project: str) -> None:
     made = await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     for _ in range(3):
         assert [provider.id for provider in await cache.of_project(project)] == [made.id]
     assert reading.reads == 1
@@ -177,7 +246,7 @@ async def test_the_cache_reads_a_project_once_until_it_changes(database: Databas
 async def test_what_concerns_another_is_no_reason_to_read_again(database: Database, project: str, change: Change) -> None:
     await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     await cache.of_project(project)
     cache.on_change(change)
     await cache.of_project(project)
@@ -188,7 +257,7 @@ async def test_what_concerns_another_is_no_reason_to_read_again(database: Databa
 async def test_disabled_providers_are_not_used_nor_is_the_pool_in_their_place(database: Database, project: str) -> None:
     pooled = await make(database, project, name="pooled")
     await providers.delete(database, pooled.id)
-    cache = ProviderCache(database, VAULT, [pooled])
+    cache = ProviderCache(database, VAULT, shipped, [pooled])
     assert await cache.of_project(project) == [pooled], "a project without a provider of its own goes to the pool"
     made = await make(database, project, is_enabled=False)
     cache.on_change(Change("provider", made.id, {"project_id": project}))
@@ -199,7 +268,7 @@ async def test_disabled_providers_are_not_used_nor_is_the_pool_in_their_place(da
 async def test_a_project_that_was_read_goes_on_while_the_database_is_away(database: Database, project: str) -> None:
     made = await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     await cache.of_project(project)
     reading.away = True
     assert [provider.id for provider in await cache.of_project(project)] == [made.id]
@@ -212,7 +281,7 @@ async def test_a_project_that_was_read_goes_on_while_the_database_is_away(databa
 async def test_a_read_under_way_does_not_put_back_what_a_change_removed(database: Database, project: str, kind: str) -> None:
     made = await make(database, project)
     reading = Reading(database)
-    cache = ProviderCache(reading, VAULT)  # type: ignore[arg-type]
+    cache = ProviderCache(reading, VAULT, shipped)  # type: ignore[arg-type]
     reading.meanwhile = asyncio.Event()
     under_way = asyncio.create_task(cache.of_project(project))
     await reading.arrived.wait()

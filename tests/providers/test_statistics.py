@@ -2,6 +2,7 @@
 
 import pytest
 from prometheus_client import CollectorRegistry
+from stage.profiles import shipped
 
 from llm_proxy import projects
 from llm_proxy.changes import EVERYTHING
@@ -31,7 +32,7 @@ async def project(database: Database) -> str:
 
 @pytest.fixture
 def cache(database: Database) -> ProviderCache:
-    return ProviderCache(database, VAULT, knows=lambda kind: kind != "gone")
+    return ProviderCache(database, VAULT, shipped)
 
 
 async def test_a_provider_of_the_pool_is_its_id_a_private_one_its_profile(database: Database, cache: ProviderCache) -> None:
@@ -101,11 +102,11 @@ async def test_health_is_that_of_enabled_providers_in_use(database: Database, ca
     breakers.of(private[1]).begin().answered(401)
     assert health("private:openai") == 0
     told = shown(cache, breakers)
-    assert {one["id"]: (one["status"]["state"], one["problem"]) for one in told["pool"]} == {
-        "nonsense": ("closed", "There is no profile of its type."),
-        "off": ("closed", None),
-        "sick": ("bad_key", None),
-        "well": ("closed", None),
+    assert {one["id"]: (one["status"]["state"], bool(one["problem"])) for one in told["pool"]} == {
+        "nonsense": ("closed", True),
+        "off": ("closed", False),
+        "sick": ("bad_key", False),
+        "well": ("closed", False),
     }
     assert [one["id"] for one in told["private_not_closed"]] == ["key0", "key1"]
 
@@ -113,5 +114,5 @@ async def test_health_is_that_of_enabled_providers_in_use(database: Database, ca
 async def test_lists_are_bounded(database: Database, cache: ProviderCache) -> None:
     breakers = Breakers(lambda id, state, reason: None)
     many = [await make(database, f"p{number}", await project(database)) for number in range(2)]
-    few = ProviderCache(database, VAULT, many * MOST_SHOWN)
+    few = ProviderCache(database, VAULT, shipped, many * MOST_SHOWN)
     assert len(shown(few, breakers)["pool"]) == MOST_SHOWN

@@ -39,7 +39,9 @@ def _change(project_id: str | None, id: str, body: Mapping[str, Any], json: bool
 @click.group()
 @on_server
 def provider() -> None:
-    """Where calls go: the shared pool, which projects without a provider of their own use, or with --project a project's own.
+    """Where calls go: the shared pool.
+
+    Projects without a provider of their own use it. With --project, these are a project's own.
 
     \b
     Example:
