@@ -275,7 +275,12 @@ def model_of(path: str, parameters: Mapping[str, object] | None) -> str | None:
             return unquote(path.removeprefix(prefix)) or None
     if path.startswith(_DEPLOYMENTS):
         return unquote(path.removeprefix(_DEPLOYMENTS).partition("/")[0]) or None
-    model = (parameters or {}).get("model")
+    if not parameters:
+        return None
+    model = parameters.get("model")
+    if model is None:
+        # A provider in Go takes `Model` for it.
+        model = next((value for name, value in parameters.items() if name.casefold() == "model"), None)
     return None if model is None else _written(model)
 
 
