@@ -211,6 +211,9 @@ def _form(body: bytes, *, strict: bool) -> dict[str, object] | None:
             raise ApiError("bad_request", "The body is not form-urlencoded in UTF-8.") from None
         return None
     if strict:
+        # Some readers part fields there too, and would find a `model` in another field's value.
+        if b";" in body:
+            raise ApiError("bad_request", "The form has a bare semicolon. Write it as %3B.")
         _refuse_twice([name for name, _ in pairs])
     return dict(pairs)
 

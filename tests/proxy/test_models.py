@@ -7,6 +7,7 @@ import orjson
 import pytest
 from stage.asking import ask, call, code_of
 from stage.house import House, open_house, settings_for
+from stage.profiles import shipped
 from stage.provider import ScriptedProvider, answer
 from stage.raw import Answer
 from stage.routes import at, pooled, project_with, token_with
@@ -46,11 +47,17 @@ async def test_the_pool_lists_mapped_names_and_what_the_others_list(
     [exchange] = provider.exchanges
     assert exchange.request_line == b"GET /v1/models HTTP/1.1", "twenty calls ask it once"
     assert await ids(house, await house.token(project, allowed_models=["gpt-4*"])) == ["gpt-4-own", "gpt-4o"]
-    listed = await models(house, token)
-    head = await models(house, token, method="HEAD")
-    assert (head.status, head.body) == (200, b"")
-    assert head.header(b"Content-Length") == b"%d" % len(listed.body)
     assert {event.provider for event in house.events} == {None}
+
+
+async def test_head_is_answered_where_the_profile_admits_it(tmp_path: Any) -> None:
+    profiles = shipped(allowed_methods=("GET", "HEAD"))
+    async with open_house(settings_for(tmp_path), profiles=profiles) as house:
+        await pooled(house, at("http://127.0.0.1:9", model_mapping=MAPPING))
+        token = await house.token(await project_with(house))
+        head, listed = await models(house, token, method="HEAD"), await models(house, token)
+        assert (head.status, head.body) == (200, b"")
+        assert head.header(b"Content-Length") == b"%d" % len(listed.body)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +110,10 @@ async def test_a_provider_that_gives_no_list_takes_none_away(
     monkeypatch.setattr("llm_proxy.proxy.models.PATIENCE_SECONDS", 0.1)
     provider.script = script
     token = await house.token(project)
-    assert [await ids(house, token) for _ in range(2)] == [["gpt-4o", "smart"]] * 2
-    assert len(provider.exchanges) == 1, "it is left alone for a while"
+    assert await ids(house, token) == ["gpt-4o", "smart"]
+    asked = len(provider.exchanges)
+    assert await ids(house, token) == ["gpt-4o", "smart"]
+    assert len(provider.exchanges) == asked, "it is left alone for a while"
 
 
 async def test_a_project_with_its_own_keys_is_answered_by_its_provider(
