@@ -17,6 +17,7 @@ from llm_proxy.audit import AuditLog, Who, event_of
 from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
+from llm_proxy.db.timed import TimedDatabase
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
@@ -36,6 +37,7 @@ from llm_proxy.providers.live import LiveProfiles
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
 from llm_proxy.providers.retries import RetryBudget
+from llm_proxy.providers.statistics import KnownLabels, ProviderCollector
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
 from llm_proxy.settings import Settings
@@ -87,11 +89,13 @@ class Context:
     active: int = 0
     breakers: Breakers = field(init=False)
     retries: RetryBudget = field(init=False)
+    labels: KnownLabels = field(init=False)
     listed_models: ListedModels = field(default_factory=ListedModels)
 
     def __post_init__(self) -> None:
         self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))
         self.retries = RetryBudget(lambda: self.active)
+        self.labels = KnownLabels(self.providers, self.settings.provider_suffix)
 
     @property
     def profiles(self) -> Profiles:
@@ -104,7 +108,9 @@ class Context:
         Raises:
             SettingsError: the file cannot be used.
         """
+        self.metrics.reloaded.set(0)
         await self.live_profiles.reload()
+        self.metrics.reloaded.set(1)
         # What was read meanwhile was judged by the profiles of before.
         self.providers.on_change(RELOAD)
 
@@ -211,15 +217,14 @@ async def open_context(
         _open_logs(stack, settings)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        database = await stack.enter_async_context(open_database(settings))
+        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
-        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
         bus.read_by(log_call)
-        bus.read_by(lambda event: measure(metrics, event))
         bus.read_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
@@ -263,6 +268,8 @@ async def _spread_news(stack: AsyncExitStack, context: Context) -> None:
 
 
 async def _start(context: Context) -> None:
+    context.bus.read_by(lambda event: measure(context.metrics, context.labels, event))
+    context.metrics.registry.register(ProviderCollector(context.providers, context.breakers))
     listeners: list[Callable[[Change], None]] = [
         context.tokens.on_change,
         context.providers.on_change,

@@ -54,6 +54,11 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
     }
 
 
+def shown_now(context: Context, provider: Provider) -> dict[str, Any]:
+    """A provider as answers show it: with what its breaker is now, which is no field that an act changes."""
+    return {**shown(context, provider), "status": context.breakers.status(provider)._asdict()}
+
+
 async def of_project(context: Context, project_id: str | None) -> list[Provider]:
     """All providers of a project, or of the shared pool, by id."""
     if project_id is not None and await projects.get(context.database, project_id) is None:
@@ -125,6 +130,8 @@ async def update(context: Context, who: Who, project_id: str | None, id: str, gi
         before = await _existing(context, act.tx, project_id, id)
         # The masked key was shown, and sending it back must not replace the key by its mask.
         stored = {name: value for name, value in shown(context, before).items() if name != "api_key"}
+        # What was read may be sent back, however the breaker stands by now.
+        given = {name: value for name, value in given.items() if name != "status" or not isinstance(value, dict)}
         fields = read_changes(FIELDS, given, stored)
         key = fields.pop("api_key", None)
         if "provider_type" in fields or "api_base" in fields:

@@ -48,6 +48,7 @@ class Event:
         overhead: the part of `duration` in which nothing was waited for, neither provider nor client.
         connect: until the request was handed to the provider's connection.
         first_byte: from then until the first byte of the answer.
+        ttft: of a stream, from the head of the request to its first bytes.
         attempts: how many providers were tried.
         failed_attempts: what became of those before the last one.
         cache: what the cache had to do with it, in the words of `X-PROXY-CACHE`; None when it was not asked.
@@ -81,6 +82,7 @@ class Event:
     overhead: float = 0.0
     connect: float | None = None
     first_byte: float | None = None
+    ttft: float | None = None
     request_bytes: int = 0
     reply_bytes: int = 0
     attempts: int = 0

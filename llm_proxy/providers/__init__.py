@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -224,6 +224,9 @@ class ProviderCache:
     Args:
         pool: stands beside the shared pool of the database.
         profiles: says which profiles are in force.
+
+    Attributes:
+        pooled_ids: the ids of the shared pool as it was last read.
     """
 
     def __init__(
@@ -235,6 +238,8 @@ class ProviderCache:
         self._profiles = profiles
         # The shared pool stands under None, and None for a project that has no provider of its own.
         self._known: dict[str | None, list[Provider] | None] = {}
+        self._pooled: list[Provider] = []
+        self.pooled_ids = frozenset(one.id for one in self._pool)
         self._generation = 0
         self._reported: set[tuple[str, str]] = set()
 
@@ -253,10 +258,37 @@ class ProviderCache:
         usable = [provider for provider in found if provider.is_enabled and self._is_sound(provider)] if found else None
         if generation == self._generation:
             self._known[project_id] = usable
+            if project_id is None:
+                self._pooled = found
+                self.pooled_ids = frozenset(one.id for one in self.pooled)
         return usable
 
+    async def read_pool(self) -> None:
+        """Have `pooled` up to date."""
+        await self._usable(None)
+
+    @property
+    def pooled(self) -> list[Provider]:
+        """The shared pool as it was last read, with those that are disabled or make no sense."""
+        return [*self._pooled, *self._pool]
+
+    @property
+    def private(self) -> Iterator[Provider]:
+        """The usable providers that projects have of their own, of the projects in use."""
+        return (one for project, own in self._known.items() if project is not None for one in own or ())
+
+    def names_model(self, project_id: str, model: str) -> bool:
+        """Whether a provider that serves the project now has a mapping with exactly this name in it."""
+        own = self._known.get(project_id)
+        serving = own if own is not None else [*(self._known.get(None) or ()), *self._pool]
+        return any(provider.mapping.names_exactly(model) for provider in serving)
+
+    def problem_of(self, provider: Provider) -> str | None:
+        """Why a provider is out of use although it may be enabled; None when nothing is wrong."""
+        return problem_of(provider, self._profiles())
+
     def _is_sound(self, provider: Provider) -> bool:
-        problem = problem_of(provider, self._profiles())
+        problem = self.problem_of(provider)
         if problem and (provider.id, problem) not in self._reported:
             # Once, and not whenever its project is read again.
             self._reported.add((provider.id, problem))

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from llm_proxy.clock import seconds_asked
 from llm_proxy.providers import Provider
@@ -245,7 +245,10 @@ class Breaker:
         if is_news:
             self._coolings += 1
             self._doublings += not asked
-            self._switched("cooling", f"the provider answered 429, so it is left alone for {pause:.0f} s")
+            reason = f"the provider answered 429, so it is left alone for {pause:.0f} s"
+            if self._open_until is None:
+                self.reason = reason
+            self._switched("cooling", reason)
 
     def _counts(self, attempt: Attempt) -> bool:
         return self._open_until is None and attempt.era == self._era
@@ -266,6 +269,16 @@ class Breaker:
 
 def _doubled(seconds: float, times: int) -> float:
     return float(min(seconds * 2 ** min(times, _MOST_DOUBLINGS), LONGEST_SECONDS))
+
+
+class Status(NamedTuple):
+    """What a breaker is now, with the reason for people where it is not closed."""
+
+    state: State
+    reason: str | None
+
+
+_CLOSED = Status("closed", None)
 
 
 @dataclass
@@ -303,6 +316,13 @@ class Breakers:
                 held.breaker.key_changed()
             held.key, held.version = provider.api_key, provider.updated_at
         return held.breaker
+
+    def status(self, provider: Provider) -> Status:
+        """The breaker of a provider as people see it; closed, where it was never called."""
+        if provider.id not in self._held:
+            return _CLOSED
+        breaker = self.of(provider)
+        return _CLOSED if breaker.state == "closed" else Status(breaker.state, breaker.reason)
 
     def forget(self, provider_id: str) -> None:
         """The provider was deleted."""

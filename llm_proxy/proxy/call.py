@@ -187,6 +187,10 @@ class Call:
         if self.end_error:
             raise self.end_error
 
+    def elapsed(self) -> float:
+        """Seconds since the head of the request."""
+        return time.perf_counter() - self._began
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Time that client or provider takes, and not we."""
@@ -235,7 +239,7 @@ class Call:
         event = self.event
         event.outcome, event.status = outcome, self.reply.status
         event.code = error.code if error else None
-        event.duration = time.perf_counter() - self._began
+        event.duration = self.elapsed()
         event.overhead = max(0.0, event.duration - self._waited)
         if self.tee:
             event.usage, event.stream = self._usage(self.tee), self.tee.is_event_stream

@@ -69,6 +69,8 @@ async def _relay_body(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: fl
     patience = _until_first_byte(call, tee, idle)
     while chunk := await _next_chunk(call, answer, tee, patience):
         patience = idle
+        if tee.is_event_stream and call.event.ttft is None:
+            call.event.ttft = call.elapsed()
         tee.feed(chunk)
         turn.feed(chunk)
         if left is not None and (left := left - len(chunk)) <= 0:

@@ -447,3 +447,25 @@ def test_it_keeps_its_rules_in_any_order_of_calls_and_outcomes() -> None:
 def test_the_machine_finds_a_seeded_bug(kind: type[Breaker]) -> None:
     with pytest.raises(AssertionError):
         run(kind, 500)
+
+
+def test_status_tells_people_what_a_breaker_is_and_why() -> None:
+    clock = Clock()
+    breakers = Breakers(lambda id, state, reason: None, clock)
+    assert breakers.status(provider()) == ("closed", None)
+    assert list(breakers) == []
+    breakers.of(provider()).begin().answered(429, "30")
+    assert breakers.status(provider()) == ("cooling", "the provider answered 429, so it is left alone for 30 s")
+    clock.now += 31
+    assert breakers.status(provider()) == ("closed", None)
+    breakers.of(provider()).begin().answered(401)
+    assert breakers.status(provider()) == ("bad_key", "the provider answered 401 to its key")
+    assert breakers.status(provider(key="sk-two", updated_at=2)) == ("closed", None)
+
+
+def test_a_pause_does_not_hide_why_a_breaker_is_open(house: House) -> None:
+    late = house.breaker.begin()
+    house.fail(5)
+    late.answered(429, "5")
+    assert house.breaker.state == "open"
+    assert house.breaker.reason.startswith("5 failures in a row")
