@@ -273,6 +273,7 @@ async def _start(context: Context) -> None:
     listeners: list[Callable[[Change], None]] = [
         context.tokens.on_change,
         context.providers.on_change,
+        context.listed_models.on_change,
         context.quota.on_change,
         context.cache.on_change,
         lambda change: _reload_if_asked(context, change),

@@ -81,8 +81,7 @@ class Attempt:
         if status == 401:
             self._settle(lambda was_probe: self._breaker._key_refused(self, status, was_probe))
         elif status == 403:
-            # It may be about the model or the region, which a client chose, so it says nothing of the key.
-            self.abandoned()
+            self._settle(lambda was_probe: self._breaker._forbade(self, was_probe))
         elif status == 429:
             pause = seconds_asked(retry_after, time.time() if now is None else now)
             self._settle(lambda _: self._breaker._asked_to_pause(self, pause))
@@ -170,7 +169,10 @@ class Breaker:
         return self.state in ("cooling", "bad_key")
 
     def begin(self) -> Attempt:
-        """Let a call through, which `admits` or `answers` must have allowed just before; admitted while it was open, it is a probe."""
+        """Let a call through, which `admits` or `answers` must have allowed just before.
+
+        Admitted while it was open, it is a probe.
+        """
         admitted = self.admits()
         assert admitted or self.answers, "the breaker admits no call"
         attempt = Attempt(self, self._era, self._key_era, self._coolings)
@@ -200,6 +202,11 @@ class Breaker:
         elif self._counts(attempt):
             self._streak = 0
             self._window.add(self._clock(), failed=False)
+
+    def _forbade(self, attempt: Attempt, was_probe: bool) -> None:
+        """It may be about the model or the region, which a client chose: the provider works, and of its key that says nothing."""
+        if not self._bad_key:
+            self._worked(attempt, was_probe)
 
     def _failed(self, attempt: Attempt, reason: str, was_probe: bool) -> None:
         if was_probe:

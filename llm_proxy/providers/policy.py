@@ -211,6 +211,9 @@ def _form(body: bytes, *, strict: bool) -> dict[str, object] | None:
             raise ApiError("bad_request", "The body is not form-urlencoded in UTF-8.") from None
         return None
     if strict:
+        # Some readers part fields there too, and would find a `model` in another field's value.
+        if b";" in body:
+            raise ApiError("bad_request", "The form has a bare semicolon. Write it as %3B.")
         _refuse_twice([name for name, _ in pairs])
     return dict(pairs)
 
@@ -275,7 +278,12 @@ def model_of(path: str, parameters: Mapping[str, object] | None) -> str | None:
             return unquote(path.removeprefix(prefix)) or None
     if path.startswith(_DEPLOYMENTS):
         return unquote(path.removeprefix(_DEPLOYMENTS).partition("/")[0]) or None
-    model = (parameters or {}).get("model")
+    if not parameters:
+        return None
+    model = parameters.get("model")
+    if model is None:
+        # A provider in Go takes `Model` for it.
+        model = next((value for name, value in parameters.items() if name.casefold() == "model"), None)
     return None if model is None else _written(model)
 
 

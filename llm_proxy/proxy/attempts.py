@@ -4,16 +4,17 @@ import contextlib
 import dataclasses
 import time
 
-from llm_proxy.errors import UpstreamError, UpstreamResting
+from llm_proxy.errors import UpstreamError, UpstreamResting, UpstreamTimeout
 from llm_proxy.providers import routing
 from llm_proxy.providers.breaker import Attempt, Breaker
+from llm_proxy.providers.profiles import Timeouts
 from llm_proxy.providers.retries import Circumstances, Failure, may_try_another
 from llm_proxy.proxy import headers
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.outgoing import renames, request_to, timeouts_of
 from llm_proxy.proxy.renamed import with_clients_name
-from llm_proxy.upstream import Answer
+from llm_proxy.upstream import Answer, Request, Upstream
 
 Place = contextlib.AbstractContextManager[None]
 NO_RETRY: Place = contextlib.nullcontext()
@@ -27,7 +28,7 @@ class Candidates:
         body = call.body.held if call.body.rest is None else b""
         self._call = call
         self.sticky = len(routes) > 1 and routing.is_sticky(call.request.method, call.target.path, body)
-        self._routes = routes
+        self._routes = [routing.fixed(routes) or routes[0]] if self.sticky else routes
         self.tried: list[str] = []
 
     def breaker(self, route: Route) -> Breaker:
@@ -40,12 +41,14 @@ class Candidates:
         Raises:
             UpstreamResting: every breaker is open.
         """
-        routes = [routing.fixed(self._routes) or self._routes[0]] if self.sticky else self._routes
-        chosen = routing.choose(routes, lambda route: self.breaker(route).admits())
-        chosen = chosen or routing.choose(routes, lambda route: self.breaker(route).answers)
+        chosen = self.admitted() or routing.choose(self._routes, lambda route: self.breaker(route).answers)
         if chosen is None:
             raise UpstreamResting(min(self.breaker(route).retry_after for route in self._routes))
         return chosen
+
+    def admitted(self) -> Route | None:
+        """Where the call goes first, if any breaker lets it through."""
+        return routing.choose(self._routes, lambda route: self.breaker(route).admits())
 
     def following(self) -> Route | None:
         """Where it goes next; None when nobody is left."""
@@ -71,7 +74,7 @@ async def open_answer(call: Call, routes: list[Route], turn: Turn) -> tuple[Rout
         if following is None:
             if isinstance(outcome, UpstreamError):
                 raise outcome
-            return route, outcome
+            return route, _as_asked(call, route, outcome, time.perf_counter() - began)
         _note(call, route, outcome, time.perf_counter() - began)
         if not isinstance(outcome, UpstreamError):
             outcome.abort()
@@ -80,10 +83,11 @@ async def open_answer(call: Call, routes: list[Route], turn: Turn) -> tuple[Rout
 
 async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until: float) -> Answer | UpstreamError:
     event, began = call.event, time.perf_counter()
-    timeouts = timeouts_of(call, route.profile)
-    if (left := until - time.monotonic()) < timeouts.first_byte:
-        timeouts = dataclasses.replace(timeouts, first_byte=max(0.0, left))
+    timeouts, is_first = timeouts_of(call, route.profile), not event.attempts
+    if not is_first:
+        timeouts = _within(timeouts, until - time.monotonic())
     event.provider, event.provider_type, event.model_used = route.id, route.profile.name, None
+    event.first_byte = event.upstream_request_id = None
     event.attempts += 1
     call.sent_at = 0.0
     try:
@@ -92,17 +96,50 @@ async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until
     except UpstreamError as error:
         if call.end_error:
             raise call.end_error from error
-        attempt.failed(error.message)
+        # What the attempts before left of the time may have been too little for a provider that works.
+        if is_first or not isinstance(error, UpstreamTimeout):
+            attempt.failed(error.message)
         return error
     finally:
         event.connect = call.sent_at - began if call.sent_at else None
-    attempt.answered(answer.status, headers.first(answer.headers, (b"retry-after",)) or "")
+    _learn(attempt, answer)
     event.first_byte = time.perf_counter() - call.sent_at
-    call.timings += [("connect", call.sent_at - began), ("ttfb", event.first_byte)]
     event.upstream_request_id = shown(headers.first(answer.headers, UPSTREAM_REQUEST_IDS))
+    return answer
+
+
+def _learn(attempt: Attempt, answer: Answer) -> None:
+    attempt.answered(answer.status, headers.first(answer.headers, (b"retry-after",)) or "")
+
+
+async def open_once(upstream: Upstream, request: Request, attempt: Attempt) -> Answer:
+    """The answer to a request that no client waits for; what its outcome says of the provider is kept.
+
+    Raises:
+        UpstreamError: there is none.
+    """
+    try:
+        answer = await upstream.open(request)
+    except UpstreamError as error:
+        attempt.failed(error.message)
+        raise
+    _learn(attempt, answer)
+    return answer
+
+
+def _within(timeouts: Timeouts, left: float) -> Timeouts:
+    """The timeouts of a further attempt: all of them together have one first-byte deadline."""
+    left = max(0.001, left)
+    return dataclasses.replace(timeouts, connect=min(timeouts.connect, left), first_byte=min(timeouts.first_byte, left))
+
+
+def _as_asked(call: Call, route: Route, answer: Answer, duration: float) -> Answer:
+    """The answer that the client gets, under the name of the model that it used."""
+    first_byte = call.event.first_byte or 0.0
+    call.timings += [("connect", duration - first_byte), ("ttfb", first_byte)]
     if not renames(call, route):
         return answer
-    event.model_used = shown(route.model)
+    call.event.model_used = shown(route.model)
     return with_clients_name(answer, route.model or "", call.model or "")
 
 

@@ -97,12 +97,13 @@ def _too_large(limit: int) -> ApiError:
     return ApiError("request_too_large", f"The body is larger than {limit} bytes (MAX_REQUEST_BYTES).")
 
 
-async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool) -> Body:
+async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool, needed: bool = True) -> Body:
     """Read the body as far as it must be read before the call goes on.
 
     Args:
         limit: the largest body in bytes.
         restricted: a rule depends on the model, so a form's parts are watched for it.
+        needed: the call must not go on before the model is known; an upload has none.
 
     Raises:
         ApiError: `request_too_large`, `bad_request`, `request_timeout`, `model_must_come_first`, `duplicate_key`.
@@ -121,7 +122,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool) -
         body.length = len(held)
     body.held = bytes(held)
     body.rest = None if body.finished else pieces
-    if body.scanner and body.scanner.model is None and not body.finished:
+    if needed and body.scanner and body.scanner.model is None and not body.finished:
         raise ApiError(
             "model_must_come_first",
             "Put the form field `model` before the file: it was not among the first MiB, and this call depends on it.",

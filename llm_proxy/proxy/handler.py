@@ -143,17 +143,21 @@ def answer_expectation(call: Call) -> None:
 async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
     """Read the body as far as rules and routing need it; what is left of the providers once it is known."""
     request, allowed = call.request, call.token.allowed_models
-    restricted = bool(allowed) or any(route.profile.param_whitelist or not route.mapping.serves_all for route in routes)
-    restricted = restricted or bool(call.context.settings.provider_suffix)
+    limited = bool(allowed) or any(route.profile.param_whitelist for route in routes)
+    suffix = call.context.settings.provider_suffix
+    restricted = limited or bool(suffix) or any(not route.mapping.serves_all for route in routes)
     if restricted and request.can_read_body and request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError("encoded_body", "This call's parameters must be read. Send the body without Content-Encoding.")
     with call.waiting():
-        call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted)
+        needed = limited or policy.needs_model(request.method, call.target.path)
+        call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted, needed=needed)
     parameters = read_parameters(call, strict=restricted)
     call.wants_stream = (parameters or {}).get("stream") is True
     call.wants_usage = asks_for_usage(parameters or {})
     call.model = policy.model_of(call.target.path, parameters)
     call.event.model = shown(call.model)
+    if suffix and parameters and isinstance(model := parameters.get("model"), str):
+        parameters = {**parameters, "model": without_suffix(model, suffix)}
     profiles = [route.profile for route in routes]
     admitted = policy.admit(profiles, request.method, call.target.path, request.headers, parameters or {})
     return admit_model(call, [route for route in routes if route.profile in admitted])

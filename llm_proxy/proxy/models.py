@@ -10,6 +10,7 @@ from llm_proxy.acts.checks import list_models, request_of
 from llm_proxy.errors import ApiError, UpstreamError
 from llm_proxy.providers import policy
 from llm_proxy.providers.listed import Listed
+from llm_proxy.providers.mapping import without_suffix
 from llm_proxy.proxy.call import Call, Route
 
 PATH = "/v1/models"
@@ -37,9 +38,10 @@ async def models_of(call: Call, routes: Sequence[Route]) -> bytes:
     found = [_mapped(mapped[0], name)] if mapped else await _serving(call, routes)
     if not name:
         return orjson.dumps({"object": "list", "data": [_shown(model) for model in found]})
+    meant = without_suffix(name, call.context.settings.provider_suffix)
     for model in found:
-        if model.id == name:
-            return orjson.dumps(_shown(model))
+        if model.id in (name, meant):
+            return orjson.dumps(_shown(model._replace(id=name)))
     raise ApiError(
         "model_not_found", "There is no such model for this token. GET /v1/models lists what is served.", param="model"
     )
@@ -60,8 +62,7 @@ async def _serving(call: Call, routes: Sequence[Route]) -> list[Listed]:
 async def _of_route(call: Call, route: Route) -> Sequence[Listed]:
     if not route.mapping.serves_all:
         return [_mapped(route, name) for name in route.mapping.names]
-    known = call.context.listed_models.of(route.id)
-    return call.context.listed_models.remember(route.id, await _asked(call, route)) if known is None else known
+    return await call.context.listed_models.get(route.id, lambda: _asked(call, route))
 
 
 def _mapped(route: Route, name: str) -> Listed:

@@ -4,7 +4,8 @@ import asyncio
 import logging
 
 from llm_proxy.errors import UpstreamError
-from llm_proxy.providers import routing
+from llm_proxy.providers.breaker import Attempt
+from llm_proxy.proxy.attempts import Candidates, open_once
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route
 from llm_proxy.proxy.outgoing import renames, request_to, timeouts_of
@@ -16,16 +17,19 @@ log = logging.getLogger(__name__)
 
 def refresh(call: Call, routes: list[Route], turn: Turn) -> None:
     """Begin to fetch anew what the call is answered with, unless that is under way; the call does not wait for it."""
-    route = routing.choose(routes, lambda one: call.context.breakers.of(one.provider).admits())
+    candidates = Candidates(call, routes)
+    route = candidates.admitted()
     if route and (fetch := turn.behind_the_call()):
-        call.context.tasks.start("refresh of a stored answer", _refresh(call, route, fetch))
+        attempt = candidates.breaker(route).begin()
+        call.context.tasks.start("refresh of a stored answer", _refresh(call, route, attempt, fetch))
 
 
-async def _refresh(call: Call, route: Route, turn: Turn) -> None:
+async def _refresh(call: Call, route: Route, attempt: Attempt, turn: Turn) -> None:
     timeouts = timeouts_of(call, route.profile)
     try:
         async with asyncio.timeout(timeouts.total):
-            answer = await call.context.upstream.open(request_to(call, route, turn, timeouts, lambda: None))
+            with attempt:
+                answer = await open_once(call.context.upstream, request_to(call, route, turn, timeouts, lambda: None), attempt)
             if renames(call, route):
                 answer = with_clients_name(answer, route.model or "", call.model or "")
             try:

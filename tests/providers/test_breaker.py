@@ -140,15 +140,50 @@ def test_only_the_first_outcome_counts(house: House) -> None:
     assert house.breaker.state == "closed"
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_is_bad_at_once_and_probed(house: House, status: int) -> None:
-    house.breaker.begin().answered(status)
-    assert house.told == [("bad_key", f"the provider answered {status} to its key")]
-    house.probe_after(10).answered(status)
+def test_a_refused_key_is_bad_at_once_and_probed(house: House) -> None:
+    house.breaker.begin().answered(401)
+    assert house.told == [("bad_key", "the provider answered 401 to its key")]
+    house.probe_after(10).answered(401)
     house.probe_after(20).failed("refused")
     assert (house.breaker.state, house.states()) == ("bad_key", ["bad_key"])
     house.probe_after(40).answered(404)
     assert (house.breaker.state, house.states()) == ("closed", ["bad_key", "closed"])
+
+
+def test_403_shows_a_provider_that_works_and_says_nothing_of_its_key(house: House) -> None:
+    house.fail(4)
+    house.breaker.begin().answered(403)
+    house.fail(4)
+    assert house.breaker.state == "closed"
+    house.fail()
+    house.probe_after(10).answered(403)
+    assert (house.breaker.state, house.states()) == ("closed", ["open", "closed"])
+    house.breaker.begin().answered(401)
+    house.probe_after(10).answered(403)
+    assert (house.breaker.state, house.breaker.admits()) == ("bad_key", True), "the next call probes it again"
+
+
+@pytest.mark.parametrize("status", [401, 429])
+def test_what_only_refuses_may_be_asked_where_no_other_is_left_and_takes_no_slot(house: House, status: int) -> None:
+    house.breaker.begin().answered(status, "3600")
+    assert (house.breaker.admits(), house.breaker.answers) == (False, True)
+    house.breaker.begin().answered(200)
+    house.clock.now += 300
+    assert house.breaker.admits()
+    house.fail(5)
+    if status == 429:
+        assert (house.breaker.admits(), house.breaker.answers) == (False, False), "one that fails is not asked"
+
+
+def test_a_probe_holds_its_slot_for_ten_seconds_at_most(house: House) -> None:
+    house.fail(5)
+    slow = house.probe_after(10)
+    house.clock.now += 9.9
+    assert not house.breaker.admits()
+    house.clock.now += 0.1
+    house.breaker.begin().succeeded()
+    slow.failed("late")
+    assert house.breaker.state == "closed", "the probe after it has the word"
 
 
 def test_a_key_refused_while_it_is_open_is_bad_without_doubling(house: House) -> None:
@@ -277,7 +312,7 @@ def test_a_new_key_is_known_as_one_and_an_old_snapshot_does_not_bring_the_old_on
     breakers = Breakers(lambda id, state, reason: None, Clock())
     breakers.of(provider()).begin().answered(401)
     assert breakers.of(provider(key="sk-two", updated_at=2)).state == "closed"
-    breakers.of(provider(key="sk-two", updated_at=2)).begin().answered(403)
+    breakers.of(provider(key="sk-two", updated_at=2)).begin().answered(401)
     assert breakers.of(provider(key="sk-one", updated_at=1)).state == "bad_key"
 
 
@@ -300,7 +335,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.past: list[tuple[float, bool]] = []
         self.open_until: float | None = None
         self.openings = self.closings = 0
-        self.cool_until = 0.0
+        self.cool_until = self.probe_until = 0.0
 
     def open(self) -> None:
         self.open_until = self.clock.now + min(10 * 2**self.openings, 300)
@@ -328,8 +363,8 @@ class BreakerMachine(RuleBasedStateMachine):
             attempt = self.breaker.begin()
             self.running.append((attempt, self.closings))
             if self.open_until is not None:
-                assert self.probe is None, "one probe at a time"
-                self.probe = attempt
+                assert self.probe is None or self.clock.now >= self.probe_until, "one probe at a time"
+                self.probe, self.probe_until = attempt, self.clock.now + 10
 
     @rule(seconds=st.sampled_from([1, 2, 5, 10, 20, 300]))
     def wait(self, seconds: int) -> None:
@@ -363,7 +398,8 @@ class BreakerMachine(RuleBasedStateMachine):
     @invariant()
     def it_admits_what_it_should(self) -> None:
         now = self.clock.now
-        shut = self.open_until is not None and (now < self.open_until or self.probe is not None)
+        probing = self.probe is not None and now < self.probe_until
+        shut = self.open_until is not None and (now < self.open_until or probing)
         assert self.breaker.admits() == (not shut and now >= self.cool_until)
         if self.open_until is not None:
             assert self.breaker.state == ("open" if now < self.open_until else "half-open")
