@@ -276,6 +276,7 @@ async def _start(context: Context) -> None:
         context.listed_models.on_change,
         context.quota.on_change,
         context.cache.on_change,
+        lambda change: _forget_deleted(context, change),
         lambda change: _reload_if_asked(context, change),
         lambda change: _end_overtaken(context, change),
     ]
@@ -299,6 +300,11 @@ def _on_breaker(context: Context, provider_id: str, state: State, reason: str) -
     if state == "bad_key":
         facts = {"outcome": "failure", "reason": reason, "details": {"provider_id": provider_id}}
         context.audit.append(event_of(Who("system"), "provider.key_refused", **facts))
+
+
+def _forget_deleted(context: Context, change: Change) -> None:
+    if change.kind == "provider" and change.payload.get("deleted"):
+        context.breakers.forget(change.ref)
 
 
 def _reload_if_asked(context: Context, change: Change) -> None:

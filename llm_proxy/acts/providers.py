@@ -164,4 +164,4 @@ async def delete(context: Context, who: Who, project_id: str | None, id: str) ->
         before = await _existing(context, act.tx, project_id, id)
         await providers.delete(act.tx, id)
         act.details["provider"] = shown(context, before)
-        act.changed("provider", id, project_id=project_id)
+        act.changed("provider", id, project_id=project_id, deleted=True)
