@@ -109,7 +109,7 @@ async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until
 
 
 def _learn(attempt: Attempt, answer: Answer) -> None:
-    attempt.answered(answer.status, headers.first(answer.headers, (b"retry-after",)) or "")
+    attempt.answered(answer.status, headers.first(answer.headers, (b"retry-after",)) or "" if answer.status == 429 else "")
 
 
 async def open_once(upstream: Upstream, request: Request, attempt: Attempt) -> Answer:
@@ -147,8 +147,10 @@ def _failure(outcome: Answer | UpstreamError) -> Failure | None:
     """What stands against an outcome; None when it is the provider's word on the call."""
     if isinstance(outcome, UpstreamError):
         return Failure(sent=outcome.sent)
+    if outcome.status < 400:
+        return None
     asks = (headers.first(outcome.headers, (b"x-should-retry",)) or "").lower() == "true"
-    return Failure(sent=True, status=outcome.status, should_retry=asks) if outcome.status >= 400 else None
+    return Failure(sent=True, status=outcome.status, should_retry=asks)
 
 
 def _next(call: Call, candidates: Candidates, failure: Failure, until: float) -> tuple[Route, Place] | None:

@@ -40,11 +40,12 @@ class RenamedAnswer:
     def __init__(self, answer: Answer, renamer: Renamer | None, theirs: str, ours: str) -> None:
         self._answer = answer
         self._renamer = renamer
-        written = json.dumps(theirs)[1:-1]
-        spellings = {theirs, written, written.replace("/", r"\/")}
-        # As a word of its own: a short name may be a part of others.
-        self._theirs = re.compile(rb"(?<![\w.-])(?:%b)(?![\w.-])" % b"|".join(re.escape(each.encode()) for each in spellings))
         self._ours = json.dumps(ours)[1:-1].encode()
+        written = json.dumps(theirs)[1:-1]
+        # The client's name goes first, as the provider's may be a part of it.
+        spellings = [self._ours, *(each.encode() for each in (theirs, written, written.replace("/", r"\/")))]
+        # As a word of its own: a short name may be a part of others.
+        self._theirs = re.compile(rb"(?<![\w.-])(?:%b)(?![\w.-])" % b"|".join(map(re.escape, spellings)))
         self._error = bytearray()
         self.status = answer.status
         self.reason = answer.reason

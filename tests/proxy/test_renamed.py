@@ -89,6 +89,13 @@ async def test_errors_do_not_tell_the_providers_name_either(
     assert reply is not None and (reply.status, reply.body) == (404, expected)
 
 
+async def test_a_name_that_is_a_part_of_the_clients_is_put_in_once(house: House, provider: ScriptedProvider) -> None:
+    token = await token_with(house, at(provider.url, model_mapping={"any/*": "*"}))
+    provider.script = sends(answer(b'{"error": "no llama", "model": "llama"}', status=b"404 Not Found"))
+    reply = await ask(house.url, call(token, body=b'{"model": "any/llama"}'))
+    assert reply is not None and reply.body == b'{"error": "no any/llama", "model": "any/llama"}'
+
+
 async def test_what_bears_no_type_is_read_as_json_and_what_is_no_text_is_left(
     house: House, provider: ScriptedProvider, token: str
 ) -> None:
