@@ -81,9 +81,9 @@ async def open_upstream(settings: Settings) -> AsyncIterator[Upstream]:
     Raises:
         SettingsError: SSL_CERT_FILE cannot be used.
     """
-    from llm_proxy.upstream.session import SessionUpstream
+    from llm_proxy.upstream.pool import PoolUpstream
 
-    upstream = SessionUpstream(settings)
+    upstream = PoolUpstream(settings)
     try:
         yield upstream
     finally:

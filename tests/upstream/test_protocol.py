@@ -1,11 +1,9 @@
 """What the connections to providers are guarded against."""
 
 import asyncio
-import socket
 from pathlib import Path
 
 import pytest
-from aiohttp import abc
 from stage.asking import ask, call, event_of
 from stage.house import House, settings_for
 from stage.profiles import shipped
@@ -14,47 +12,6 @@ from stage.scripts import in_turn, resets, sends
 
 from llm_proxy.errors import UpstreamInvalid
 from llm_proxy.upstream import Request, open_upstream
-from llm_proxy.upstream.connector import PublicResolver
-
-
-class FixedResolver(abc.AbstractResolver):
-    """A name server that gives every name these addresses."""
-
-    def __init__(self, *addresses: str) -> None:
-        self.addresses = addresses
-        self.closed = False
-
-    async def resolve(self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> list[abc.ResolveResult]:
-        rest = {"hostname": host, "port": port, "family": family, "proto": 0, "flags": 0}
-        return [abc.ResolveResult(**rest, host=address) for address in self.addresses]  # type: ignore[typeddict-item]
-
-    async def close(self) -> None:
-        self.closed = True
-
-
-@pytest.mark.parametrize(
-    ("answers", "left"),
-    [
-        (["8.8.8.8"], ["8.8.8.8"]),
-        (["127.0.0.1", "8.8.8.8", "10.0.0.1", "2606:4700::1111", "::1"], ["8.8.8.8", "2606:4700::1111"]),
-    ],
-)
-async def test_only_public_addresses_are_left_of_a_name(answers: list[str], left: list[str]) -> None:
-    found = await PublicResolver(FixedResolver(*answers)).resolve("provider.example", 443)
-    assert [result["host"] for result in found] == left
-    assert {result["port"] for result in found} == {443}
-
-
-@pytest.mark.parametrize("answers", [["127.0.0.1"], ["169.254.169.254", "fd00::1"], ["::ffff:10.0.0.1"], ["fe80::1%eth0"], []])
-async def test_a_name_without_a_public_address_is_not_connected_to(answers: list[str]) -> None:
-    with pytest.raises(OSError, match="no public address"):
-        await PublicResolver(FixedResolver(*answers)).resolve("provider.example", 443)
-
-
-async def test_the_resolver_is_closed_with_its_guard() -> None:
-    inner = FixedResolver()
-    await PublicResolver(inner).close()
-    assert inner.closed
 
 
 @pytest.mark.parametrize(
