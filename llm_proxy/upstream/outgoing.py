@@ -73,10 +73,9 @@ def head_of(request: Request, target: Target) -> bytes:
     lines = [
         f"{request.method} {target.path} HTTP/1.1",
         f"Host: {target.authority}",
+        *_framing(request),
         *[f"{name}: {value}" for name, value in request.headers],
     ]
-    if framing := _framing(request):
-        lines.append(framing)
     head = "\r\n".join(lines)
     ends = len(lines) - 1
     if head.count("\n") != ends or head.count("\r") != ends or "\0" in head or not _METHOD.fullmatch(request.method):
@@ -84,13 +83,13 @@ def head_of(request: Request, target: Target) -> bytes:
     return f"{head}\r\n\r\n".encode()
 
 
-def _framing(request: Request) -> str:
+def _framing(request: Request) -> tuple[str, ...]:
     body, length = request.body, request.length
     if isinstance(body, bytes):
-        return f"Content-Length: {len(body)}"
+        return (f"Content-Length: {len(body)}",)
     if body is not None:
-        return "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
-    return "" if request.method in _WITHOUT_BODY else "Content-Length: 0"
+        return ("Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}",)
+    return () if request.method in _WITHOUT_BODY else ("Content-Length: 0",)
 
 
 def is_in_one_piece(request: Request) -> bool:
