@@ -80,6 +80,10 @@ class Kept(asyncio.Protocol):
         self.transport = transport
 
 
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 async def end(made: asyncio.Protocol, listener: Listener) -> None:
     assert isinstance(made, Kept)
     made.transport.close()
@@ -115,11 +119,11 @@ async def test_nobody_who_answers_is_an_error(addresses: Sequence[Address]) -> N
 
 @pytest.mark.parametrize("addresses", [1, 3])
 async def test_silence_is_a_timeout_and_leaves_nothing(addresses: int) -> None:
-    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    before = descriptors()
     with black_hole() as url, pytest.raises(UpstreamTimeout):
         await connected([dead(url)] * addresses, seconds=0.3)
     await asyncio.sleep(0)
-    assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors
+    assert descriptors() <= before
     assert len(asyncio.all_tasks()) == 1
 
 
