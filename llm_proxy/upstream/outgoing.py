@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -102,23 +102,28 @@ def is_repeatable(request: Request) -> bool:
     return request.method in _REPEATABLE and (request.body is None or isinstance(request.body, bytes))
 
 
-async def pieces_of(request: Request) -> AsyncIterator[bytes]:
-    """The body's pieces, framed.
+async def pieces_of(request: Request) -> AsyncGenerator[bytes, None]:
+    """The body's pieces, framed; the body is let go at the end of this, wherever that is.
 
     Raises:
         ValueError: there is more or less of it than was announced.
     """
     assert request.body is not None
     left = len(request.body) if isinstance(request.body, bytes) else request.length
-    async for piece in _cut(request.body) if isinstance(request.body, bytes) else request.body:
-        if left is not None:
-            left -= len(piece)
-            if left < 0:
-                break
-            yield piece
-        elif piece:
-            # An empty chunk would be the last.
-            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    body = _cut(request.body) if isinstance(request.body, bytes) else request.body
+    try:
+        async for piece in body:
+            if left is not None:
+                left -= len(piece)
+                if left < 0:
+                    break
+                yield piece
+            elif piece:
+                # An empty chunk would be the last.
+                yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    finally:
+        if isinstance(body, AsyncGenerator):
+            await body.aclose()
     if left:
         raise ValueError("the body's length differs from the one announced")
     if left is None:

@@ -1,5 +1,7 @@
 """The upstream side on connections of our own."""
 
+from contextlib import aclosing
+
 from llm_proxy.errors import UpstreamError, UpstreamUnavailable
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
@@ -95,9 +97,10 @@ class PoolUpstream:
 async def _send_body(connection: Connection, request: Request) -> None:
     """Write the rest of a request at the provider's pace, while its answer may already come."""
     try:
-        async for piece in pieces_of(request):
-            connection.write(piece)
-            await connection.written()
+        async with aclosing(pieces_of(request)) as pieces:
+            async for piece in pieces:
+                connection.write(piece)
+                await connection.written()
     except Exception as error:
         broken = UpstreamUnavailable("The body could not be sent to the provider to its end.", sent=True)
         broken.__cause__ = error

@@ -259,6 +259,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         if self.sending:
             self.sending.cancel()
+            self.sending = None
         self.resume_writing()
         self._transport.abort()
 
