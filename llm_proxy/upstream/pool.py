@@ -16,15 +16,11 @@ from llm_proxy.upstream.tls import trust
 
 
 class PoolUpstream:
-    """Opens calls on idle connections where there are any, else on new ones.
+    """Opens calls on idle connections where there are any, else on new ones."""
 
-    Args:
-        resolver: knows the addresses of providers.
-    """
-
-    def __init__(self, settings: Settings, resolver: Resolver | None = None) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._allow_private = settings.allow_private_upstreams
-        self._dialer = Dialer(trust(settings), resolver or Resolver())
+        self._dialer = Dialer(trust(settings), Resolver())
         # What was connected to on the operator's word never serves a call that must be guarded.
         self._idle: dict[tuple[str, bool], IdleConnections] = {}
         self._tasks = Tasks()
