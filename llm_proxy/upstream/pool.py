@@ -64,7 +64,10 @@ class PoolUpstream:
 
     async def _connect(self, origin: Origin, idle: IdleConnections, request: Request, guarded: bool) -> Connection:
         seconds = request.timeouts.connect
-        return await self._dialer.connect(lambda: Connection(origin, idle), origin, guarded=guarded, seconds=seconds)
+        made = await self._dialer.connect(lambda: Connection(origin, idle), origin, guarded=guarded, seconds=seconds)
+        if made.is_closed:
+            raise UpstreamUnavailable("The provider closed the connection before it was asked.")
+        return made
 
     async def _exchange(self, connection: Connection, request: Request, data: bytes, *, again: bool = False) -> ReceivedAnswer:
         whole = is_in_one_piece(request)

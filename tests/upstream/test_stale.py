@@ -9,6 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stage.house import settings_for
@@ -18,6 +19,7 @@ from stage.scripts import in_turn, sends
 
 from llm_proxy.errors import UpstreamError, UpstreamInvalid, UpstreamUnavailable
 from llm_proxy.upstream import Answer, Request, Upstream, open_upstream
+from llm_proxy.upstream.dialing import Dialer
 
 # The full run: STALE_CALLS=10000.
 CALLS = int(os.environ.get("STALE_CALLS", "1000"))
@@ -117,17 +119,21 @@ async def test_what_the_provider_answered_is_not_asked_again(
 
 
 async def test_it_is_sent_again_once_and_on_a_new_connection(upstream: Upstream, provider: ScriptedProvider) -> None:
-    provider.script = sends(GOOD)
-    for answer in [await upstream.open(request(provider.url, "GET")) for _ in range(3)]:
-        await whole(answer)
-    for answer in await asyncio.gather(*(upstream.open(request(provider.url, "GET")) for _ in range(3))):
-        await whole(answer)
+    """Though other kept ones are waiting, which may have been closed alike."""
+    together = asyncio.Barrier(3)
+
+    async def script(exchange: Exchange) -> None:
+        await together.wait()
+        await exchange.send(GOOD)
+
+    provider.script = script
+    await asyncio.gather(*(upstream.open(request(provider.url, "GET")) for _ in range(3)))
     provider.exchanges.clear()
     provider.script = closes
     with pytest.raises(UpstreamUnavailable) as failure:
         await upstream.open(request(provider.url, "GET"))
     assert failure.value.sent
-    assert len(provider.exchanges) == 2
+    assert (len(provider.exchanges), provider.connections) == (2, 4)
 
 
 async def test_a_provider_that_went_away_after_it_had_the_request_may_have_begun(
@@ -142,6 +148,26 @@ async def test_a_provider_that_went_away_after_it_had_the_request_may_have_begun
     with pytest.raises(UpstreamUnavailable, match="could not be connected") as failure:
         await upstream.open(request(url, "GET"))
     assert failure.value.sent
+
+
+@pytest.mark.parametrize("pause", [0, 0.01], ids=["after-the-request", "before-the-request"])
+async def test_a_provider_that_closes_at_once_is_not_waited_for(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, pause: float
+) -> None:
+    dial = Dialer.connect
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        made = await dial(*args, **kwargs)
+        await asyncio.sleep(pause)
+        return made
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    monkeypatch.setattr(Dialer, "connect", late)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server, asyncio.timeout(2):
+        with pytest.raises(UpstreamUnavailable):
+            await upstream.open(request(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "POST", b"body"))
 
 
 class Restless:
