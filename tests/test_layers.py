@@ -37,7 +37,7 @@ IMPLEMENTATIONS = {
     "llm_proxy.db.sqlite",
     "llm_proxy.db.postgres",
     "llm_proxy.db.pool",
-    "llm_proxy.upstream.session",
+    "llm_proxy.upstream.pool",
     "llm_proxy.limits.memory",
     "llm_proxy.limits.redis",
     "llm_proxy.cache.memory",
