@@ -22,6 +22,7 @@ from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
 from llm_proxy.events.recorders import log_call, measure
 from llm_proxy.failures import Failures
+from llm_proxy.history import History, open_history
 from llm_proxy.limits.limiter import Limiter, open_limiter
 from llm_proxy.limits.quota import Quota
 from llm_proxy.limits.rates import Bounds, KnownLimits
@@ -72,6 +73,7 @@ class Context:
     metrics: Metrics
     counting: Counting
     events: Pipeline
+    history: History
     running: RunningCalls
     upstream: Upstream
     redis: Redis | None
@@ -159,6 +161,10 @@ async def _open_limiter(stack: AsyncExitStack, settings: Settings, redis: Redis 
     )
 
 
+async def _open_history(stack: AsyncExitStack, settings: Settings, database: Database, bus: Bus, metrics: Metrics) -> History:
+    return await stack.enter_async_context(open_history(database, bus, metrics.usage_lost.inc, settings.usage_retention_days))
+
+
 def _known_limits(settings: Settings) -> KnownLimits:
     most = settings.distributed_rate_limit_max if settings.distributed_rate_limit_enabled else 0
     return KnownLimits(
@@ -231,6 +237,7 @@ async def open_context(
             metrics=metrics,
             counting=counting,
             events=events,
+            history=await _open_history(stack, settings, database, bus, metrics),
             running=RunningCalls(),
             upstream=upstream,
             redis=redis,
