@@ -12,6 +12,7 @@ from stage.postgres import free_port
 
 from llm_proxy import fake_provider
 from llm_proxy.cli import check
+from llm_proxy.db import migrate
 from llm_proxy.fake_provider import Faults
 
 from .conftest import Cli, Done
