@@ -1,4 +1,4 @@
-"""The history of usage: a table of what the calls of each minute amount to, written from the event bus."""
+"""The history of usage: what the calls of each minute amount to, written to the database from the event bus."""
 
 import asyncio
 import logging
@@ -7,19 +7,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from llm_proxy.clock import DAY_MS, MINUTE_MS, now_ms
+from llm_proxy.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
 from llm_proxy.db import Database
 from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.events.bus import Bus
 from llm_proxy.history import table
 from llm_proxy.history.figures import COLUMNS, Figures, add
 from llm_proxy.history.pending import OTHER, Key, Pending
-from llm_proxy.history.table import Group, Question
+from llm_proxy.history.table import Group, Question, Slice
 from llm_proxy.tasks import Tasks, to_the_end
 
 log = logging.getLogger(__name__)
 
-HOUR_MS = 60 * MINUTE_MS
 FLUSH_SECONDS = 2.0
 BATCH = 500
 RETENTION_SECONDS = 3600.0
@@ -86,7 +85,6 @@ class History:
 
     async def _settle(self) -> None:
         async with self._writing:
-            # In one order everywhere, or two processes could each wait for a row that the other has.
             rows = sorted(self._pending.take().items())
             try:
                 while rows:
@@ -118,7 +116,8 @@ class History:
         """Delete what is older than the retention; runs until cancelled."""
         while self._retention_ms:
             try:
-                await table.delete_before(self._database, now_ms() - self._retention_ms, HOUR_MS)
+                oldest = (now_ms() - self._retention_ms) // HOUR_MS * HOUR_MS
+                await table.delete_before(self._database, oldest, HOUR_MS)
             except DatabaseUnavailable:
                 log.warning("old usage waits for the database to be deleted")
             await asyncio.sleep(RETENTION_SECONDS)
@@ -135,17 +134,17 @@ class History:
         """The figures of each group that has calls, what this process has not written yet included."""
         sums: dict[Group, list[int]] = {}
         names: set[str] = set()
-        for start, end in await self._slices(question):
+        for part in await self._slices(question):
             async with self._writing:
-                found = await table.select(self._database, question, start, end)
-                found += table.fitting(self._pending.rows(), question, start, end)
+                found = await table.select(self._database, question, part)
+                found += table.fitting(self._pending.rows(), question, part)
             _merge(sums, names, found)
         return {group: Figures.of(values) for group, values in sums.items()}
 
-    async def _slices(self, question: Question) -> Iterable[tuple[int, int]]:
+    async def _slices(self, question: Question) -> Iterable[Slice]:
         async with self._writing:
             written = await table.extent(self._database)
-            minutes = [*(written or ()), *(key.minute for key in self._pending.rows())]
+            minutes = [*(written or ()), *(key.began for key in self._pending.rows())]
         return question.slices(min(minutes), max(minutes)) if minutes else ()
 
     async def totals(self, span: Span, by: str | None = None, filters: Mapping[str, str] | None = None) -> dict[str, Figures]:

@@ -15,9 +15,9 @@ OTHER = "other"
 
 
 class Key(NamedTuple):
-    """What a row is about; an empty text stands for none."""
+    """What a row is about, and when its time began; an empty text stands for none."""
 
-    minute: int
+    began: int
     project_id: str
     provider: str
     model: str
@@ -67,8 +67,8 @@ class Pending:
 
     def _model(self, key: Key) -> str:
         """The name under which a model is counted."""
-        if key.minute != self._minute:
-            self._minute = key.minute
+        if key.began != self._minute:
+            self._minute = key.began
             self._models.clear()
         models = self._models.setdefault(key.project_id, set())
         # PostgreSQL takes no NUL.

@@ -7,10 +7,9 @@ from aiohttp import web
 
 from llm_proxy import projects
 from llm_proxy.audit import Who
-from llm_proxy.clock import DAY_MS, from_rfc3339, now_ms, to_rfc3339
+from llm_proxy.clock import DAY_MS, HOUR_MS, from_rfc3339, now_ms, to_rfc3339
 from llm_proxy.context import Context
 from llm_proxy.errors import InvalidField
-from llm_proxy.history import HOUR_MS
 from llm_proxy.history.figures import Figures
 from llm_proxy.history.table import DIMENSIONS, Group, Question
 from llm_proxy.middleware import CONTEXT, answer_json

@@ -16,7 +16,7 @@ from stage.processes import Server, server
 
 from llm_proxy import history
 from llm_proxy.clock import DAY_MS, MINUTE_MS, now_ms
-from llm_proxy.db import Database, Params, open_database
+from llm_proxy.db import Connection, Database, Params, open_database
 from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.events import Event
 from llm_proxy.events.bus import Bus
@@ -55,9 +55,21 @@ class Faulty:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
 
-    async def executemany(self, sql: str, rows: Sequence[Params]) -> None:
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
         if self.away:
             raise DatabaseUnavailable
+        async with self._real.transaction() as connection:
+            yield Picky(connection)
+
+
+class Picky:
+    """A connection that refuses rows of a model `poison`."""
+
+    def __init__(self, real: Connection) -> None:
+        self._real = real
+
+    async def executemany(self, sql: str, rows: Sequence[Params]) -> None:
         if any(row["model"] == "poison" for row in rows):
             raise ValueError("no database takes this")
         await self._real.executemany(sql, rows)
