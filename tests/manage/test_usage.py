@@ -4,10 +4,13 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable
+from importlib import resources
 from typing import Any
 
 import aiohttp
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from stage.asking import until
 from stage.cached import numbered, tenant_of
 from stage.calls import call
@@ -44,6 +47,13 @@ def event(model: str | None = "gpt-4o", *, project: str | None = "p1", at: int |
 def publish(house: House, events: Iterable[Event]) -> None:
     for one in events:
         house.context.bus.publish(one)
+
+
+def problems(answer: object) -> list[str]:
+    """What is in an answer that the description does not have."""
+    document = yaml.safe_load(resources.files("llm_proxy.web").joinpath("static/openapi.yaml").read_bytes())
+    schema = {"$ref": "#/components/schemas/UsageList", "components": document["components"]}
+    return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(answer)]
 
 
 async def found(api: Management, **params: str) -> list[dict[str, Any]]:
@@ -142,6 +152,13 @@ async def test_pages_go_through_all_groups_once(api: Management, house: House, g
     assert paged == whole and len(whole) == 5 and page["next"] is None
     if group_by == "model":
         assert [row["model"] for row in whole] == ["=b", "a", "c", "ö", None]
+
+
+async def test_every_grouping_is_answered_as_described(api: Management, house: House) -> None:
+    publish(house, [event(), event(None, project=None)])
+    answers = [await api.done("GET", USAGE, params={"group_by": group_by, "limit": "1"}) for group_by in GROUPS]
+    assert [problems(answer) for answer in answers] == [[]] * len(GROUPS)
+    assert [len(answer["data"]) for answer in answers] == [1] * len(GROUPS)
 
 
 async def test_csv_holds_what_json_does_and_runs_nothing(api: Management, house: House) -> None:
