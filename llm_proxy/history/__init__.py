@@ -85,7 +85,7 @@ class History:
 
     async def _settle(self) -> None:
         async with self._writing:
-            rows = sorted(self._pending.take().items())
+            rows = list(self._pending.take().items())
             try:
                 while rows:
                     await self._insert(rows[:BATCH])

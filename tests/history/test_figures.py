@@ -75,6 +75,11 @@ def test_nothing_has_no_percentile_and_no_average() -> None:
     assert (Figures().quantile_ms(0.5), Figures().overhead_ms) == (None, None)
 
 
+@pytest.mark.parametrize(("share", "ms"), [(0.25, 125.0), (0.5, 150.0), (1.0, 200.0)])
+def test_calls_are_taken_to_be_spread_evenly_over_their_step(share: float, ms: float) -> None:
+    assert figures(*[event(duration=0.15)] * 4).quantile_ms(share) == ms
+
+
 def test_what_is_above_every_step_is_told_as_the_last_bound() -> None:
     assert figures(event(duration=500.0)).quantile_ms(0.5) == 120_000
 

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from stage.asking import until
-from stage.house import PROVIDER_KEY, migrated
+from stage.house import PROVIDER_KEY, migrated, open_house, settings_for
 from stage.processes import Server, server
 
 from llm_proxy import history
@@ -203,6 +203,20 @@ async def test_charts_have_each_step_of_their_time_and_totals_agree(database: Da
     assert [points[-1].calls for points in drawn.lines.values()] == [1, 1]
     assert {line: figures.calls for line, figures in (await one.totals(span, "model")).items()} == {"a": 3, "b": 1}
     assert (await one.totals(span, filters={"model": "b"}))[""].prompt_tokens == 2
+
+
+async def test_the_program_keeps_its_retention_and_tells_what_it_lost(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = migrated(settings_for(tmp_path, USAGE_RETENTION_DAYS="1"))
+    async with open_database(settings) as database:
+        one = new_history(database)
+        for days in (0, 3):
+            one.count(event(at=now_ms() - days * DAY_MS))
+        await one.settle()
+    async with open_house(settings) as house:
+        await until_written(house.context.database, 1)
+        monkeypatch.setattr(pending, "MOST_ROWS", 0)
+        house.context.bus.publish(event())
+        assert house.context.metrics.total(house.context.metrics.usage_lost) == 1
 
 
 @asynccontextmanager
