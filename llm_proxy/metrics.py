@@ -60,15 +60,15 @@ class Metrics:
         )
         self._count_cache(registry)
         self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
-        self.usage_lost = Counter(
-            "llm_proxy_usage_lost",
-            "Calls that the history of usage lacks; the database was away too long.",
-            registry=registry,
-        )
         self.limiter_switches = Counter(
             "llm_proxy_limiter_switches",
             "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",
             ("to",),
+            registry=registry,
+        )
+        self.usage_lost = Counter(
+            "llm_proxy_usage_lost",
+            "Calls that the history of usage lacks; the database was away too long.",
             registry=registry,
         )
         self.limiter_degraded = Gauge(
