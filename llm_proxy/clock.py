@@ -7,6 +7,7 @@ import time
 from llm_proxy.errors import InvalidField
 
 MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 

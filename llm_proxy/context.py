@@ -23,6 +23,7 @@ from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
 from llm_proxy.events.recorders import log_call, measure
 from llm_proxy.failures import Failures
+from llm_proxy.history import History, open_history
 from llm_proxy.limits.limiter import Limiter, open_limiter
 from llm_proxy.limits.quota import Quota
 from llm_proxy.limits.rates import Bounds, KnownLimits
@@ -77,6 +78,7 @@ class Context:
     metrics: Metrics
     counting: Counting
     events: Pipeline
+    history: History
     running: RunningCalls
     upstream: Upstream
     redis: Redis | None
@@ -175,6 +177,10 @@ async def _open_limiter(stack: AsyncExitStack, settings: Settings, redis: Redis 
     )
 
 
+async def _open_history(stack: AsyncExitStack, settings: Settings, database: Database, bus: Bus, metrics: Metrics) -> History:
+    return await stack.enter_async_context(open_history(database, bus, metrics.usage_lost.inc, settings.usage_retention_days))
+
+
 def _known_limits(settings: Settings) -> KnownLimits:
     most = settings.distributed_rate_limit_max if settings.distributed_rate_limit_enabled else 0
     return KnownLimits(
@@ -246,6 +252,7 @@ async def open_context(
             metrics=metrics,
             counting=counting,
             events=events,
+            history=await _open_history(stack, settings, database, bus, metrics),
             running=RunningCalls(),
             upstream=upstream,
             redis=redis,

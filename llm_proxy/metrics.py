@@ -69,6 +69,11 @@ class Metrics:
             ("to",),
             registry=registry,
         )
+        self.usage_lost = Counter(
+            "llm_proxy_usage_lost",
+            "Calls that the history of usage lacks; the database was away too long.",
+            registry=registry,
+        )
         self.limiter_degraded = Gauge(
             "llm_proxy_limiter_degraded", "1 while Redis is away and rate limits are not counted there.", registry=registry
         )

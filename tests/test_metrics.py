@@ -23,6 +23,7 @@ NAMES = {
     "llm_proxy_cache_bytes",
     "llm_proxy_cache_switches",
     "llm_proxy_events_published",
+    "llm_proxy_usage_lost",
     "llm_proxy_client_disconnects",
     "llm_proxy_limiter_switches",
     "llm_proxy_limiter_degraded",

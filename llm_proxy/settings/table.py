@@ -205,6 +205,10 @@ class Settings:
     audit_log_file: str = setting("audit", parse_text, "", "Also append audit events to this file, as JSON lines.")
     audit_retention_days: int = setting("audit", parse_int, "0", "Days after which audit events are deleted; 0 keeps them.")
 
+    usage_retention_days: int = setting(
+        "usage", parse_int, "90", "Days after which the history of usage (GET /manage/usage) is deleted; 0 keeps it."
+    )
+
     log_level: str = setting("logs", one_of("debug", "info", "warning", "error"), "info", "The least level that is logged.")
     log_format: str = setting("logs", one_of("auto", "json", "text"), "auto", "JSON, or text; auto is text on a terminal.")
     log_file: str = setting("logs", parse_text, "", "Append the log to this file instead of standard error.")
