@@ -63,20 +63,7 @@ class Metrics:
         )
         self._published = published
         self.published = [published.labels(SPOOL)]
-        self.limiter_switches = Counter(
-            "llm_proxy_limiter_switches",
-            "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",
-            ("to",),
-            registry=registry,
-        )
-        self.usage_lost = Counter(
-            "llm_proxy_usage_lost",
-            "Calls that the history of usage lacks; the database was away too long.",
-            registry=registry,
-        )
-        self.limiter_degraded = Gauge(
-            "llm_proxy_limiter_degraded", "1 while Redis is away and rate limits are not counted there.", registry=registry
-        )
+        self._count_stores(registry)
         self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
         self.db_query = Histogram(
             "llm_proxy_db_query_seconds",
@@ -122,6 +109,22 @@ class Metrics:
         self.cache_bytes = Gauge("llm_proxy_cache_bytes", "What the cache in memory holds.", registry=registry)
         self.cache_switches = Counter(
             "llm_proxy_cache_switches", "How often the store of the cache went away or came back.", ("to",), registry=registry
+        )
+
+    def _count_stores(self, registry: CollectorRegistry) -> None:
+        self.limiter_switches = Counter(
+            "llm_proxy_limiter_switches",
+            "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",
+            ("to",),
+            registry=registry,
+        )
+        self.usage_lost = Counter(
+            "llm_proxy_usage_lost",
+            "Calls that the history of usage lacks; the database was away too long.",
+            registry=registry,
+        )
+        self.limiter_degraded = Gauge(
+            "llm_proxy_limiter_degraded", "1 while Redis is away and rate limits are not counted there.", registry=registry
         )
 
     def of(self, family: Family, *labels: str) -> Family:
