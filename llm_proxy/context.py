@@ -35,6 +35,7 @@ from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
+from llm_proxy.sessions import Sessions
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
@@ -82,6 +83,10 @@ class Context:
     draining: bool = False
     stopping: bool = False
     active: int = 0
+    sessions: Sessions = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sessions = Sessions(self.database, self.operators.fingerprints)
 
     @property
     def profiles(self) -> Profiles:

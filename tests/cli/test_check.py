@@ -12,6 +12,7 @@ from stage.postgres import free_port
 
 from llm_proxy import fake_provider
 from llm_proxy.cli import check
+from llm_proxy.db import migrate
 from llm_proxy.fake_provider import Faults
 
 from .conftest import Cli, Done
@@ -39,7 +40,7 @@ async def test_a_good_house_passes(checked: Check, house: House) -> None:
     subjects = [line.split()[1] for line in done.out.splitlines()]
     assert states == ["ok"] * 5
     assert subjects == ["settings:", "profiles:", "events:", "database:", "provider"]
-    assert "SQLite 3." in done.out and "schema 0001_tables" in done.out
+    assert "SQLite 3." in done.out and f"schema {migrate.known()[-1]}" in done.out
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_missing_migrations_are_told_and_not_applied(cli: Cli, env_file: pathlib
     with unchanged(env_file.parent / "data"):
         done = cli("check")
     assert done.code == 0
-    assert "the next start applies 0001_tables" in done.out
+    assert f"the next start applies {migrate.known()[-1]}" in done.out
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,7 @@ def test_a_newer_database_is_recognised(cli: Cli, env_file: pathlib.Path) -> Non
 def test_postgresql_says_its_version(cli: Cli, env_file: pathlib.Path, postgres_url: str) -> None:
     done = cli("check", DATABASE_URL=postgres_url)
     assert done.code == 0
-    assert "database: PostgreSQL " in done.out and "schema 0001_tables" in done.out
+    assert "database: PostgreSQL " in done.out and "schema 0003_admin_sessions" in done.out
 
 
 def test_an_old_postgresql_is_refused(

@@ -1,0 +1,15 @@
+"""The page of health."""
+
+from aiohttp import web
+
+from llm_proxy import health
+from llm_proxy.acts import providers as acts
+from llm_proxy.admin.visits import Visit
+
+
+async def show(visit: Visit) -> web.Response:
+    """What this process knows of itself and of what it needs, with the providers to try."""
+    context = visit.context
+    pool = [acts.shown(context, one) for one in await acts.of_project(context, None)]
+    facts = {"health": await health.details(context), "providers": sorted(pool, key=lambda one: str(one["id"]))}
+    return visit.show("health.html", facts)
