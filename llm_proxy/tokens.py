@@ -170,7 +170,7 @@ _LIVE = "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now)"
 _STATUS = {
     "active": f"{_LIVE} AND (t.max_requests IS NULL OR t.request_count < t.max_requests)",
     "expired": "t.is_active AND t.expires_at <= :now",
-    "revoked": "NOT t.is_active",
+    "revoked": "t.is_active = :off",
     "exhausted": f"{_LIVE} AND t.request_count >= t.max_requests",
 }
 STATUSES = tuple(_STATUS)
@@ -238,7 +238,7 @@ async def find(
 ) -> list[Token]:
     """A page of tokens, newest first, one more than asked when there are more; `search` is a part of the name, in any case."""
     conditions = ["t.kind = 'token'", *([contains("search", "t.name")] if search else [])]
-    params = {"now": now_ms(), "project_id": project_id, "search": pattern(search)}
+    params = {"now": now_ms(), "off": False, "project_id": project_id, "search": pattern(search)}
     if project_id:
         conditions.append("t.project_id = :project_id")
     if status:

@@ -74,4 +74,4 @@ async def purge(visit: Visit) -> web.Response:
         deleted = await acts.purge(visit.context, visit.who, _selectors(visit.form))
     except ApiError as error:
         return await _show(visit, problems_of(error, SELECTORS))
-    return visit.go("/admin/cache", f"{deleted} entries were purged here; other instances follow within a second.")
+    return visit.go("/admin/cache", f"Entries purged here: {deleted}. Other instances follow within a second.")

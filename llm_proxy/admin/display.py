@@ -57,7 +57,7 @@ def lasting(seconds: float | None) -> str:
     left, parts = int(seconds), list[str]()
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         number, left = divmod(left, unit)
-        if number or parts:
+        if number:
             parts.append(f"{number} {name}")
     return " ".join(parts[:2])
 

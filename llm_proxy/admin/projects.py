@@ -126,4 +126,4 @@ async def revoke(visit: Visit) -> web.Response:
     """Revoke every token of a project."""
     id = visit.part("id")
     counted = await acts.revoke_tokens(visit.context, visit.who, id, {})
-    return visit.go(f"/admin/projects/{id}", f"{counted['revoked_count']} tokens were revoked.")
+    return visit.go(f"/admin/projects/{id}", f"Tokens revoked: {counted['revoked_count']}.")

@@ -9,3 +9,6 @@ CREATE TABLE admin_sessions (
     management_hash TEXT NOT NULL
 );
 CREATE INDEX admin_sessions_by_expiry ON admin_sessions (expires_at);
+
+-- The list of revoked tokens, where there are few among many.
+CREATE INDEX tokens_by_kind_and_state ON tokens (kind, is_active, id);

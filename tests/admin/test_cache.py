@@ -37,10 +37,10 @@ async def test_each_way_purges_what_its_preview_says(visitor: Visitor, api: Mana
     page = await visitor.get("/admin/cache")
     seal = page.form("/admin/cache/preview").fields["seal"]
     page = await visitor.post("/admin/cache/preview", {**fields, "seal": seal})
-    assert ("These are 1 entries now" in page.text) == known
+    assert ("Entries now: 1." in page.text) == known
     assert await tenant.how() == "hit", "a preview purges nothing"
     page = await visitor.send(page, "/admin/cache/purge")
-    assert "1 entries were purged here" in page.text
+    assert "Entries purged here: 1." in page.text
     assert await tenant.how() != "hit"
     assert len(await api.audit(action="cache.purge")) == 1
 

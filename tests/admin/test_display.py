@@ -31,7 +31,7 @@ from llm_proxy.db.sql import Page
         (display.lasting, 0.0123, "12 ms"),
         (display.lasting, 61, "1 min 1 s"),
         (display.lasting, 90061, "1 d 1 h"),
-        (display.lasting, 3600, "1 h 0 min"),
+        (display.lasting, 3600, "1 h"),
         (display.as_json, {"a": "ü"}, '{\n  "a": "ü"\n}'),
         (display.twice, ["a"], [("a", "a")]),
     ],

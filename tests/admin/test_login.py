@@ -137,34 +137,34 @@ async def test_sessions_end_by_standing_idle_by_age_and_with_their_token(house: 
 
 
 async def test_behind_tls_cookies_go_over_nothing_else(tmp_path: Path) -> None:
-    async with open_house(settings_for(tmp_path, TRUSTED_PROXIES="127.0.0.1/32")) as house:
-        async with visiting(house, logged_in=False) as browser:
-            behind = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.9"}
-            page = await browser.get("/admin/login", **behind)
-            cookie = page.headers["Set-Cookie"]
-            assert cookie.startswith("__Secure-llm_proxy_login=") and "Secure" in cookie
-            form = {**page.form("/admin/login").fields, "token": MANAGEMENT_TOKEN}
-            value = cookie.partition(";")[0]
-            origin = browser.url.replace("http:", "https:")
-            for wrong in (browser.url, origin + "0"):
-                reply = await browser.post("/admin/login", form, follow=False, origin=wrong, Cookie=value, **behind)
-                assert reply.status == 403
-            reply = await browser.post("/admin/login", form, follow=False, origin=origin, Cookie=value, **behind)
-            [session] = [line for line in reply.headers.getall("Set-Cookie") if "session" in line]
-            assert session.startswith("__Secure-llm_proxy_session=") and "Secure" in session
-            # Without TLS the same session is not looked for under that name.
-            reply = await browser.get("/admin/projects", follow=False, Cookie=session.partition(";")[0])
-            assert reply.status == 303
-            reply = await browser.get("/admin/projects", follow=False, Cookie=session.partition(";")[0], **behind)
-            assert reply.status == 200
+    settings = settings_for(tmp_path, TRUSTED_PROXIES="127.0.0.1/32")
+    async with open_house(settings) as house, visiting(house, logged_in=False) as browser:
+        behind = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "192.0.2.9"}
+        page = await browser.get("/admin/login", **behind)
+        cookie = page.headers["Set-Cookie"]
+        assert cookie.startswith("__Secure-llm_proxy_login=") and "Secure" in cookie
+        form = {**page.form("/admin/login").fields, "token": MANAGEMENT_TOKEN}
+        value = cookie.partition(";")[0]
+        origin = browser.url.replace("http:", "https:")
+        for wrong in (browser.url, origin + "0"):
+            reply = await browser.post("/admin/login", form, follow=False, origin=wrong, Cookie=value, **behind)
+            assert reply.status == 403
+        reply = await browser.post("/admin/login", form, follow=False, origin=origin, Cookie=value, **behind)
+        [session] = [line for line in reply.headers.getall("Set-Cookie") if "session" in line]
+        assert session.startswith("__Secure-llm_proxy_session=") and "Secure" in session
+        # Without TLS the same session is not looked for under that name.
+        reply = await browser.get("/admin/projects", follow=False, Cookie=session.partition(";")[0])
+        assert reply.status == 303
+        reply = await browser.get("/admin/projects", follow=False, Cookie=session.partition(";")[0], **behind)
+        assert reply.status == 200
 
 
 @pytest.mark.parametrize("several", ["first", "second"])
 async def test_each_of_several_management_tokens_opens(tmp_path: Path, several: str) -> None:
     tokens = {"first": "first-" + "a1" * 20, "second": "second-" + "b2" * 20}
-    async with open_house(settings_for(tmp_path, MANAGEMENT_TOKEN=",".join(tokens.values()))) as house:
-        async with visiting(house, logged_in=False) as browser:
-            assert (await browser.log_in(tokens[several])).path == "/admin/projects"
+    settings = settings_for(tmp_path, MANAGEMENT_TOKEN=",".join(tokens.values()))
+    async with open_house(settings) as house, visiting(house, logged_in=False) as browser:
+        assert (await browser.log_in(tokens[several])).path == "/admin/projects"
 
 
 @pytest.mark.parametrize(
