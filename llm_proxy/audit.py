@@ -145,6 +145,11 @@ class AuditLog:
         self._file = AuditFile(pathlib.Path(file)) if enabled and file else None
         self._sampled: dict[tuple[str, str], int] = {}
 
+    @property
+    def waiting(self) -> int:
+        """How many events are yet to be written."""
+        return self._waiting.qsize() + len(self._batch)
+
     def append(self, event: AuditEvent) -> None:
         """Keep an event that happened outside a transaction."""
         if not self.enabled:

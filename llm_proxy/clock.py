@@ -1,11 +1,13 @@
 """Time as the database and the API write it."""
 
 import datetime
+import email.utils
 import time
 
 from llm_proxy.errors import InvalidField
 
 MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
 EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -38,3 +40,21 @@ def from_rfc3339(field: str, text: object) -> int:
         return (moment.astimezone(datetime.UTC) - EPOCH) // datetime.timedelta(milliseconds=1)
     except (ValueError, OverflowError):
         raise InvalidField(field, "give a time such as 2026-12-31T23:59:59Z (RFC 3339, with a zone).") from None
+
+
+def seconds_asked(retry_after: str, now: float) -> float:
+    """The seconds that a Retry-After asks for, as a number or a date, 0 when it makes no sense.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    text = retry_after.strip()
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return max(moment.timestamp() - now, 0.0)

@@ -13,15 +13,17 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from llm_proxy import logs
-from llm_proxy.audit import AuditLog
+from llm_proxy.audit import AuditLog, Who, event_of
 from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
+from llm_proxy.db.timed import TimedDatabase
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
 from llm_proxy.events.recorders import log_call, measure
 from llm_proxy.failures import Failures
+from llm_proxy.history import History, open_history
 from llm_proxy.limits.limiter import Limiter, open_limiter
 from llm_proxy.limits.quota import Quota
 from llm_proxy.limits.rates import Bounds, KnownLimits
@@ -30,9 +32,13 @@ from llm_proxy.news import open_news
 from llm_proxy.operators import Operators
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
+from llm_proxy.providers.breaker import Breakers, State
+from llm_proxy.providers.listed import ListedModels
 from llm_proxy.providers.live import LiveProfiles
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
+from llm_proxy.providers.retries import RetryBudget
+from llm_proxy.providers.statistics import KnownLabels, ProviderCollector
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
 from llm_proxy.sessions import Sessions
@@ -73,6 +79,7 @@ class Context:
     metrics: Metrics
     counting: Counting
     events: Pipeline
+    history: History
     running: RunningCalls
     upstream: Upstream
     redis: Redis | None
@@ -84,9 +91,16 @@ class Context:
     stopping: bool = False
     active: int = 0
     sessions: Sessions = field(init=False)
+    breakers: Breakers = field(init=False)
+    retries: RetryBudget = field(init=False)
+    labels: KnownLabels = field(init=False)
+    listed_models: ListedModels = field(default_factory=ListedModels)
 
     def __post_init__(self) -> None:
         self.sessions = Sessions(self.database, self.operators.fingerprints)
+        self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))
+        self.retries = RetryBudget(lambda: self.active)
+        self.labels = KnownLabels(self.providers, self.settings.provider_suffix)
 
     @property
     def profiles(self) -> Profiles:
@@ -99,7 +113,9 @@ class Context:
         Raises:
             SettingsError: the file cannot be used.
         """
+        self.metrics.reloaded.set(0)
         await self.live_profiles.reload()
+        self.metrics.reloaded.set(1)
         # What was read meanwhile was judged by the profiles of before.
         self.providers.on_change(RELOAD)
 
@@ -164,6 +180,10 @@ async def _open_limiter(stack: AsyncExitStack, settings: Settings, redis: Redis 
     )
 
 
+async def _open_history(stack: AsyncExitStack, settings: Settings, database: Database, bus: Bus, metrics: Metrics) -> History:
+    return await stack.enter_async_context(open_history(database, bus, metrics.usage_lost.inc, settings.usage_retention_days))
+
+
 def _known_limits(settings: Settings) -> KnownLimits:
     most = settings.distributed_rate_limit_max if settings.distributed_rate_limit_enabled else 0
     return KnownLimits(
@@ -206,15 +226,14 @@ async def open_context(
         _open_logs(stack, settings)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        database = await stack.enter_async_context(open_database(settings))
+        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
-        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
         bus.read_by(log_call)
-        bus.read_by(lambda event: measure(metrics, event))
         bus.read_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
@@ -236,6 +255,7 @@ async def open_context(
             metrics=metrics,
             counting=counting,
             events=events,
+            history=await _open_history(stack, settings, database, bus, metrics),
             running=RunningCalls(),
             upstream=upstream,
             redis=redis,
@@ -258,11 +278,15 @@ async def _spread_news(stack: AsyncExitStack, context: Context) -> None:
 
 
 async def _start(context: Context) -> None:
+    context.bus.read_by(lambda event: measure(context.metrics, context.labels, event))
+    context.metrics.registry.register(ProviderCollector(context.providers, context.breakers))
     listeners: list[Callable[[Change], None]] = [
         context.tokens.on_change,
         context.providers.on_change,
+        context.listed_models.on_change,
         context.quota.on_change,
         context.cache.on_change,
+        lambda change: _forget_deleted(context, change),
         lambda change: _reload_if_asked(context, change),
         lambda change: _end_overtaken(context, change),
     ]
@@ -277,6 +301,20 @@ async def _start(context: Context) -> None:
     context.tasks.start("quota", context.quota.flush())
     context.tasks.start("audit", context.audit.write())
     context.tasks.start("audit retention", context.audit.expire())
+
+
+def _on_breaker(context: Context, provider_id: str, state: State, reason: str) -> None:
+    """Tell operators of a provider that is left alone, or taken back; loudly, when it is its key that is wrong."""
+    level = {"bad_key": logging.ERROR, "closed": logging.INFO}.get(state, logging.WARNING)
+    log.log(level, "provider %s: its breaker is %s, since %s", provider_id, state, reason)
+    if state == "bad_key":
+        facts = {"outcome": "failure", "reason": reason, "details": {"provider_id": provider_id}}
+        context.audit.append(event_of(Who("system"), "provider.key_refused", **facts))
+
+
+def _forget_deleted(context: Context, change: Change) -> None:
+    if change.kind == "provider" and change.payload.get("deleted"):
+        context.breakers.forget(change.ref)
 
 
 def _reload_if_asked(context: Context, change: Change) -> None:

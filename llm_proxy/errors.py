@@ -13,11 +13,13 @@ LLMProxyError
     ├── Overtaken                token_inactive, project_inactive: a running call must end now
     └── UpstreamError            the provider, not the caller, is at fault
         ├── UpstreamUnavailable  upstream_unavailable
+        │   └── UpstreamResting  upstream_unavailable with 503: every provider is left alone for now
         ├── UpstreamTLSError     upstream_tls_error
         ├── UpstreamTimeout      upstream_timeout
         └── UpstreamInvalid      upstream_invalid_response
 """
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -206,6 +208,23 @@ class UpstreamError(ApiError):
 
 class UpstreamUnavailable(UpstreamError):
     """No connection could be made, or it broke before an answer."""
+
+
+class UpstreamResting(UpstreamUnavailable):
+    """Every provider that could serve the call is left alone for now.
+
+    Args:
+        seconds: until the first of them may be asked again.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__("Every provider that serves this call is failing or asked for a pause. Try again shortly.")
+        self.headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+
+    @property
+    def status(self) -> int:
+        """503, as trying again soon may go well."""
+        return 503
 
 
 class UpstreamTLSError(UpstreamError):

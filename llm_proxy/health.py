@@ -1,5 +1,6 @@
 """Health and metrics, as both sites serve them."""
 
+import contextlib
 import hmac
 import time
 
@@ -11,6 +12,7 @@ from llm_proxy.db import migrate
 from llm_proxy.errors import ApiError, DatabaseUnavailable
 from llm_proxy.middleware import CONTEXT, PEER, answer_json, operator
 from llm_proxy.peers import is_loopback
+from llm_proxy.providers import statistics
 
 Health = dict[str, object]
 
@@ -74,6 +76,8 @@ async def details(context: Context) -> Health:
         "redis": await _redis(context),
         "rate_limits": _rate_limits(context),
         "events": _events(context),
+        "providers": await _providers(context),
+        "queues": {"audit": context.audit.waiting, "token_count_bytes": context.counting.backlog},
         "active_requests": context.active,
         "loop_lag_seconds": context.metrics.registry.get_sample_value("llm_proxy_loop_lag_seconds"),
     }
@@ -93,8 +97,22 @@ def _rate_limits(context: Context) -> Health:
 
 def _events(context: Context) -> Health:
     report = context.events.report()
-    backlog = max((stats.backlog.count for stats in report.sinks.values()), default=0)
-    return {"enabled": report.enabled, "writing": report.writing, "lost": report.lost, "backlog": backlog}
+    return {
+        "enabled": report.enabled,
+        "writing": report.writing,
+        "lost": report.lost,
+        "backlog": max((stats.backlog.count for stats in report.sinks.values()), default=0),
+        "dead_letters": sum(stats.dead_letters for stats in report.sinks.values()),
+        "log_bytes": report.bytes,
+        "log_cap_bytes": report.cap,
+    }
+
+
+async def _providers(context: Context) -> Health:
+    # With the database away, what was last known of the pool is told.
+    with contextlib.suppress(DatabaseUnavailable):
+        await context.providers.read_pool()
+    return statistics.shown(context.providers, context.breakers)
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -110,6 +128,10 @@ async def prometheus(request: web.Request) -> web.Response:
     _check_reader(request)
     context = request.app[CONTEXT]
     context.metrics.active.set(context.active)
+    # With the database away, what was last known of the pool is told.
+    with contextlib.suppress(DatabaseUnavailable):
+        await context.providers.read_pool()
+        context.metrics.forget_providers(context.labels.knows_provider)
     if context.settings.http_cache_backend == "in-memory":
         context.metrics.cache_bytes.set((await context.cache.stats()).bytes)
     # The content type carries a version, which aiohttp's content_type argument would refuse.
@@ -138,19 +160,16 @@ def _asked_from_here(context: Context, request: web.Request) -> bool:
 
 
 def _summary(context: Context) -> Health:
-    ended = [
-        sample for family in context.metrics.requests.collect() for sample in family.samples if sample.name.endswith("_total")
-    ]
     return {
         "uptime_seconds": _uptime(context),
-        "request_count": int(sum(sample.value for sample in ended)),
-        "error_count": int(sum(sample.value for sample in ended if int(sample.labels["status"]) >= 400)),
+        "request_count": context.metrics.calls,
+        "error_count": context.metrics.failed_calls,
         "cache_hits": int(context.metrics.total(context.metrics.cache_hits)),
         "cache_misses": int(context.metrics.total(context.metrics.cache_misses)),
         "cache_bypass": int(context.metrics.total(context.metrics.cache_bypass)),
         "cache_stores": int(context.metrics.total(context.metrics.cache_stores)),
         "active_requests": context.active,
-        "tokens": int(context.metrics.total(context.metrics.tokens)),
+        "tokens": context.metrics.tokens_used,
     }
 
 

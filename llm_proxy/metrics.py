@@ -1,5 +1,6 @@
 """The Prometheus registry."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from prometheus_client import (
@@ -15,6 +16,10 @@ from prometheus_client import (
 
 # From half a millisecond, what we add to a call, to two minutes, what a long completion takes.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+# Tokens a second, from a model that crawls to what special hardware does.
+RATES = (1, 2.5, 5, 10, 25, 50, 75, 100, 150, 250, 500, 1000, 2500)
+# The label of what holds for the log of events itself, and for no sink.
+SPOOL = "spool"
 
 Family = TypeVar("Family", Counter, Histogram)
 
@@ -40,13 +45,7 @@ class Metrics:
         self.overhead = Histogram(
             "llm_proxy_overhead_seconds", "The proxy's own part of a call.", buckets=SECONDS, registry=registry
         )
-        self.ttft = Histogram(
-            "llm_proxy_ttft_seconds",
-            "From the request handed over to the first byte of the answer.",
-            ("provider",),
-            buckets=SECONDS,
-            registry=registry,
-        )
+        self._time_providers(registry)
         self.active = Gauge("llm_proxy_active_requests", "Calls in flight.", registry=registry)
         self.tokens = Counter(
             "llm_proxy_tokens",
@@ -59,19 +58,44 @@ class Metrics:
             "llm_proxy_client_disconnects", "Clients that left before the end of their reply.", registry=registry
         )
         self._count_cache(registry)
-        self.published = Counter("llm_proxy_events_published", "Events handed to the bus.", registry=registry)
-        self.limiter_switches = Counter(
-            "llm_proxy_limiter_switches",
-            "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",
-            ("to",),
+        published = Counter(
+            "llm_proxy_events_published", "Events of calls, each for the log and for every sink.", ("sink",), registry=registry
+        )
+        self._published = published
+        self.published = [published.labels(SPOOL)]
+        self._count_stores(registry)
+        self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
+        self.db_query = Histogram(
+            "llm_proxy_db_query_seconds",
+            "How long statements took, the wait for a connection included.",
+            buckets=SECONDS,
             registry=registry,
         )
-        self.limiter_degraded = Gauge(
-            "llm_proxy_limiter_degraded", "1 while Redis is away and rate limits are not counted there.", registry=registry
+        self.reloaded = Gauge(
+            "llm_proxy_config_last_reload_successful", "0 while the last file of profiles was refused.", registry=registry
         )
-        self.loop_lag = Gauge("llm_proxy_loop_lag_seconds", "How late the event loop last ran a timer.", registry=registry)
+        self.reloaded.set(1)
+        # For the summary in JSON: what was counted for a provider stays counted when its series go.
+        self.calls = self.failed_calls = self.tokens_used = 0
+        self._series: dict[tuple[Any, ...], Any] = {}
 
-        self._series: dict[tuple[object, ...], Any] = {}
+    def _time_providers(self, registry: CollectorRegistry) -> None:
+        def timed(name: str, help: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(f"llm_proxy_{name}", help, ("provider",), buckets=buckets, registry=registry)
+
+        self.provider_latency = timed(
+            "provider_latency_seconds", "From a request handed to a provider to the first byte of its answer."
+        )
+        self.ttft = timed("ttft_seconds", "From the head of a call to the first bytes of the stream that answers it.")
+        self.tokens_per_second = timed(
+            "tokens_per_second", "Completion tokens a second of a stream, from its first bytes to its end.", RATES
+        )
+        self.failed_attempts = Counter(
+            "llm_proxy_failed_attempts",
+            "Attempts at providers after which a call went on to another, by status or error code.",
+            ("provider", "status"),
+            registry=registry,
+        )
 
     def _count_cache(self, registry: CollectorRegistry) -> None:
         self.cache_hits = Counter("llm_proxy_cache_hits", "Calls that were answered from the cache.", registry=registry)
@@ -87,12 +111,40 @@ class Metrics:
             "llm_proxy_cache_switches", "How often the store of the cache went away or came back.", ("to",), registry=registry
         )
 
+    def _count_stores(self, registry: CollectorRegistry) -> None:
+        self.limiter_switches = Counter(
+            "llm_proxy_limiter_switches",
+            "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",
+            ("to",),
+            registry=registry,
+        )
+        self.usage_lost = Counter(
+            "llm_proxy_usage_lost",
+            "Calls that the history of usage lacks; the database was away too long.",
+            registry=registry,
+        )
+        self.limiter_degraded = Gauge(
+            "llm_proxy_limiter_degraded", "1 while Redis is away and rate limits are not counted there.", registry=registry
+        )
+
     def of(self, family: Family, *labels: str) -> Family:
         """The series with these labels, which must be few; remembered, since the library takes its time and every call pays."""
         key = (family, *labels)
         if (series := self._series.get(key)) is None:
             series = self._series[key] = family.labels(*labels)
         return series
+
+    def publishes_to(self, sinks: Iterable[str]) -> None:
+        """From now on every event is made for these sinks too."""
+        self.published += [self._published.labels(sink) for sink in sinks]
+
+    def forget_providers(self, is_known: Callable[[str], bool]) -> None:
+        """Let go of the series of providers whose label is not known any more."""
+        for family, *labels in list(self._series):
+            names = family._labelnames
+            if "provider" in names and not is_known(labels[names.index("provider")]):
+                family.remove(*labels)
+                del self._series[(family, *labels)]
 
     def cache_switched(self, to: str) -> None:
         """The store of the cache is away, or back."""

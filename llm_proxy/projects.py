@@ -1,6 +1,6 @@
 """Projects: the tenants."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +11,7 @@ from llm_proxy.db.sql import Page, assignments, contains, pattern, select_page
 # The project of master keys, made with the first of them. A UUID like those of other projects, older than all.
 DEFAULT_ID = "00000000-0000-7000-8000-000000000000"
 DEFAULT_NAMES = ("default", "default (built-in)")
+IDS_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,17 @@ async def find(
         conditions.append(contains("search", "name"))
         params["search"] = pattern(search)
     return [_from_row(row) for row in await select_page(connection, f"SELECT {_COLUMNS} FROM projects", conditions, params, page)]
+
+
+async def names_of(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """The names of projects by their ids; ids of none are left out."""
+    found: dict[str, str] = {}
+    for begin in range(0, len(ids), IDS_AT_ONCE):
+        given = {f"id{place}": id for place, id in enumerate(ids[begin : begin + IDS_AT_ONCE])}
+        marks = ", ".join(f":{name}" for name in given)
+        rows = await connection.fetch_all(f"SELECT id, name FROM projects WHERE id IN ({marks})", given)
+        found |= {row["id"]: row["name"] for row in rows}
+    return found
 
 
 async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Project | None:

@@ -82,23 +82,11 @@ class RedisLink:
     async def within(self, seconds: float, command: Awaitable[Any]) -> Any:
         """The answer of Redis in this time, whether it is away or not, for checks.
 
-        redis-py may go on for seconds when it is cancelled while it connects, so nobody waits for its end.
-
         Raises:
             RedisError: what redis-py says.
             OSError: the same, or that there is no answer in time.
         """
-        task = self._tasks.start("a command to Redis", _outcome(command))
-        try:
-            await asyncio.wait((task,), timeout=seconds)
-        finally:
-            task.cancel()
-        if not task.done():
-            raise TimeoutError(f"no answer within {seconds * 1000:.0f} ms")
-        outcome = task.result()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return await self._tasks.within(seconds, "a command to Redis", command)
 
     async def _watch(self) -> None:
         while True:
@@ -123,11 +111,3 @@ class RedisLink:
         if self.away:
             self.away, self._failures = False, 0
             self._switched(None)
-
-
-async def _outcome(command: Awaitable[Any]) -> Any:
-    """The answer, or the exception as a value: nobody may be there any more to hear of it, and that is no failure of a task."""
-    try:
-        return await command
-    except NO_ANSWER as error:
-        return error

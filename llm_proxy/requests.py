@@ -107,13 +107,23 @@ def page(parameters: dict[str, str]) -> Page:
     Raises:
         InvalidField: `limit` is not a number from 1 to 200, or `after` is no id of ours.
     """
-    limit, after = parameters.pop("limit", "50"), parameters.pop("after", None)
-    if not _LIMIT.fullmatch(limit) or int(limit) > MOST:
-        raise InvalidField("limit", f"give a whole number from 1 to {MOST}.")
+    limit, after = limit_of(parameters), parameters.pop("after", None)
     if after and not _UUID.fullmatch(after):
         # Anything else would be compared with the ids all the same, and could let the whole list through.
         raise InvalidField("after", "give the `next` of the page before.")
-    return Page(int(limit), after)
+    return Page(limit, after)
+
+
+def limit_of(parameters: dict[str, str]) -> int:
+    """How many entries a page may have, taken out of the parameters.
+
+    Raises:
+        InvalidField: `limit` is not a number from 1 to 200.
+    """
+    limit = parameters.pop("limit", "50")
+    if not _LIMIT.fullmatch(limit) or int(limit) > MOST:
+        raise InvalidField("limit", f"give a whole number from 1 to {MOST}.")
+    return int(limit)
 
 
 def one_of(name: str, choices: Collection[str], value: str) -> str:

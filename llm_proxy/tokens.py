@@ -340,8 +340,8 @@ class TokenCache:
             return None
         if row["secret_hash"] not in hashes:
             # The secret of before: it is good for the rest of its grace, to the millisecond, however long this is cached.
-            ends = [at for at in (row["expires_at"], row["previous_expires_at"]) if at is not None]
-            return {**row, "expires_at": min(ends)}
+            ends = row["previous_expires_at"] or 0
+            return {**row, "expires_at": ends if row["expires_at"] is None else min(ends, row["expires_at"])}
         if row["secret_hash"] != hashes[0]:
             await self._rehash(row, hashes[0])
         return row

@@ -24,7 +24,7 @@ from llm_proxy.db import Database, open_database
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.providers.profiles import Profiles
 from llm_proxy.settings import TABLE, Settings
-from llm_proxy.upstream import session
+from llm_proxy.upstream import pool
 
 NAMES = {name for field in TABLE for name in (field.name.upper(), f"{field.name.upper()}_FILE", *field.metadata["aliases"])} | {
     "HOST",
@@ -68,17 +68,17 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) ->
 @pytest.fixture(scope="session", autouse=True)
 def read_once() -> Iterator[None]:
     """The system's certificates and the packaged profiles: reading them takes most of the time in which a house opens."""
-    tls, default_trust = session._tls, functools.cache(ssl.create_default_context)
+    read_trust, default_trust = pool.trust, functools.cache(ssl.create_default_context)
     packaged, packaged_profiles = packaged_path(), functools.cache(load_profiles)
 
-    def trust(settings: Settings) -> ssl.SSLContext | bool:
-        return tls(settings) if settings.ssl_cert_file or not settings.verify_ssl else default_trust()
+    def trust(settings: Settings) -> ssl.SSLContext:
+        return read_trust(settings) if settings.ssl_cert_file or not settings.verify_ssl else default_trust()
 
     def profiles(path: pathlib.Path) -> Profiles:
         return packaged_profiles(path) if path == packaged else load_profiles(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "_tls", trust)
+        patch.setattr(pool, "trust", trust)
         patch.setattr(context, "load_profiles", profiles)
         yield
 

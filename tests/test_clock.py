@@ -6,7 +6,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from llm_proxy.clock import from_rfc3339, now_ms, to_rfc3339
+from llm_proxy.clock import from_rfc3339, now_ms, seconds_asked, to_rfc3339
 from llm_proxy.errors import InvalidField
 
 LAST_MS = 253_402_300_799_999
@@ -68,3 +68,23 @@ def test_anything_else_is_refused_by_the_field_s_name(given: object) -> None:
     with pytest.raises(InvalidField, match="expires_at: give a time such as 2026-12-31T23:59:59Z") as caught:
         from_rfc3339("expires_at", given)
     assert caught.value.param == "expires_at"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("3", 3),
+        (" 120 ", 120),
+        ("9" * 40, 999_999_999),
+        ("Fri, 15 Jan 2027 08:00:30 GMT", 30),
+        ("Fri, 15 Jan 2027 08:00:30 -0000", 30),
+        ("Fri, 15 Jan 2027 07:59:00 GMT", 0),
+        ("-3", 0),
+        ("1.5", 0),
+        ("\u0663", 0),
+        ("soon", 0),
+        ("", 0),
+    ],
+)
+def test_a_pause_is_asked_for_as_seconds_or_as_a_date(text: str, seconds: float) -> None:
+    assert seconds_asked(text, 1_800_000_000.0) == seconds

@@ -1,5 +1,6 @@
 """The README is true: every setting, command and error code is in it."""
 
+import configparser
 import pathlib
 import re
 import subprocess
@@ -68,3 +69,10 @@ def test_only_what_belongs_there_is_at_the_top_of_the_tree() -> None:
     allowed |= {"llm_proxy", "sql", "config", "web", "tests", "deploy", "scripts"}
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert {name.partition("/")[0] for name in tracked.splitlines()} <= allowed
+
+
+def test_every_package_is_installed() -> None:
+    listed = configparser.ConfigParser()
+    listed.read(ROOT / "setup.cfg")
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "llm_proxy").rglob("__init__.py")}
+    assert found <= set(listed["options"]["packages"].split())

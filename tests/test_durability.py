@@ -14,7 +14,7 @@ from stage.house import PROVIDER_KEY
 from stage.logs import lines_of, logged
 from stage.processes import server
 
-KILLS = int(os.environ.get("KILLS", "10"))
+KILLS = int(os.environ.get("KILLS", "4"))
 CLIENTS = 8
 BODY = {"model": "gpt-4o", "messages": [{"role": "user", "content": "hello"}]}
 

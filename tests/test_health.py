@@ -44,6 +44,7 @@ async def test_health_and_live_need_neither_token_nor_database(tmp_path: Path, p
                 assert (ready.status, ready.data) == (503, {"status": "not ready", "missing": ["database"]})
             detailed = (await proxy.ask("GET", "/health/detailed")).data
             assert (detailed["status"], detailed["database"]["ok"]) == ("not ready", False)
+            assert "llm_proxy_db_query_seconds_count" in (await proxy.ask("GET", "/metrics", token=None)).text
         finally:
             postgres.start()
         assert (await proxy.ask("GET", "/ready", token=None)).status == 200
@@ -73,6 +74,8 @@ async def test_the_details_of_health_are_for_the_operator(house: House) -> None:
     assert (found["status"], found["missing"], found["active_requests"]) == ("ok", [], 0)
     assert found["database"]["driver"] == "sqlite"
     assert 0 < found["database"]["latency_ms"] < 5000
+    assert found["queues"]["audit"] >= found["queues"]["token_count_bytes"] == 0
+    assert (found["events"]["dead_letters"], found["events"]["log_cap_bytes"]) == (0, 2**30)
 
 
 async def test_probes_are_answered_to_head_as_well(house: House) -> None:

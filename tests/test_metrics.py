@@ -11,7 +11,10 @@ NAMES = {
     "llm_proxy_overhead_seconds",
     "llm_proxy_active_requests",
     "llm_proxy_tokens",
+    "llm_proxy_provider_latency_seconds",
+    "llm_proxy_failed_attempts",
     "llm_proxy_ttft_seconds",
+    "llm_proxy_tokens_per_second",
     "llm_proxy_refusals",
     "llm_proxy_cache_hits",
     "llm_proxy_cache_misses",
@@ -20,11 +23,17 @@ NAMES = {
     "llm_proxy_cache_bytes",
     "llm_proxy_cache_switches",
     "llm_proxy_events_published",
+    "llm_proxy_usage_lost",
     "llm_proxy_client_disconnects",
     "llm_proxy_limiter_switches",
     "llm_proxy_limiter_degraded",
     "llm_proxy_loop_lag_seconds",
+    "llm_proxy_db_query_seconds",
+    "llm_proxy_config_last_reload_successful",
 }
+
+
+SINKS = ("spool", "file", "lunary")
 
 
 def test_every_metric_is_there_with_those_of_the_process() -> None:
@@ -36,8 +45,33 @@ def test_every_metric_is_there_with_those_of_the_process() -> None:
 
 def test_metrics_of_two_processes_in_one_do_not_mix() -> None:
     one, two = Metrics(), Metrics()
-    one.published.inc()
-    assert (one.total(one.published), two.total(two.published)) == (1, 0)
+    one.disconnects.inc()
+    assert (one.total(one.disconnects), two.total(two.disconnects)) == (1, 0)
+
+
+def test_events_are_published_to_the_log_and_to_every_sink() -> None:
+    metrics = Metrics()
+    metrics.publishes_to(["file", "lunary"])
+    for published in metrics.published:
+        published.inc()
+    found = {sink: metrics.registry.get_sample_value("llm_proxy_events_published_total", {"sink": sink}) for sink in SINKS}
+    assert found == dict.fromkeys(SINKS, 1.0)
+
+
+def test_the_series_of_a_provider_that_is_gone_go_with_it() -> None:
+    metrics = Metrics()
+    for provider in ("gone", "main"):
+        metrics.of(metrics.requests, "POST", "/v1/chat/completions", "m", provider, "200").inc()
+        metrics.of(metrics.tokens, "m", provider, "prompt").inc(3)
+        metrics.of(metrics.ttft, provider).observe(0.1)
+    metrics.of(metrics.refusals, "gone").inc()
+    metrics.forget_providers(lambda label: label == "main")
+    text = metrics.text().decode()
+    assert 'provider="gone"' not in text
+    assert text.count('provider="main"') > 3
+    assert metrics.total(metrics.refusals) == 1
+    metrics.of(metrics.tokens, "m", "gone", "prompt").inc(1)
+    assert metrics.total(metrics.tokens) == 4
 
 
 def test_total_is_the_sum_over_all_labels() -> None:

@@ -93,3 +93,11 @@ async def test_a_column_that_a_newer_program_added_is_no_hindrance(database: Dat
     assert await projects.find(database, Page()) == [made]
     assert (await make(database, "two")).name == "two"
     assert await projects.update(database, made.id, {"name": "three"}) is not None
+
+
+async def test_names_are_found_for_any_number_of_ids(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projects, "IDS_AT_ONCE", 2)
+    made = [await make(database, f"name {number}") for number in range(5)]
+    ids = [*(project.id for project in made), "nobody", ""]
+    assert await projects.names_of(database, ids) == {project.id: project.name for project in made}
+    assert await projects.names_of(database, []) == {}

@@ -287,6 +287,33 @@ async def test_hangup_opens_the_audit_file_anew_even_while_it_stops(tmp_path: pa
         assert await run.ended() == 0
 
 
+async def test_hangup_reads_the_profiles_anew_a_good_file_whole_a_bad_one_not_at_all(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "profiles.yaml"
+    file.write_text(PROFILES.format(name="first"))
+    async with server(tmp_path, API_CONFIG_PATH=str(file)) as run:
+        file.write_text(PROFILES.format(name="second"))
+        run.send(signal.SIGHUP)
+        await run.until("the profiles were read anew: second")
+        given = {"name": "demo", "provider_type": "second", "api_key": "sk-0123456789abcdef", "api_base": "https://example.com"}
+        project = await run.manage("POST", "/manage/projects", given)
+        file.write_text("apis: nonsense")
+        run.send(signal.SIGHUP)
+        await run.until("the profiles stay as they were")
+        found = await run.manage("GET", f"/manage/projects/{project['id']}/providers")
+        assert [one["problem"] for one in found["data"]] == [None]
+        assert await run.stopped() == 0
+
+
+PROFILES = """
+default_api: {name}
+apis:
+  {name}:
+    auth: {{header: Authorization, scheme: Bearer}}
+    allowed_endpoints: [/v1/chat/completions]
+    allowed_methods: [POST]
+"""
+
+
 AS_SYSTEMD = """
 import os, sys
 passed = [int(number) for number in sys.argv[1].split(",")]

@@ -172,13 +172,25 @@ async def status_of(context: Context, provider: Provider, ask: Ask, seconds: flo
     Raises:
         UpstreamError: there is no answer, or none in time.
     """
+    request = request_of(provider, context.profiles.get(provider.provider_type), ask, seconds)
+    try:
+        # Connecting and waiting may each take that long; together they may not.
+        async with asyncio.timeout(seconds):
+            answer = await context.upstream.open(request)
+    except TimeoutError:
+        raise UpstreamTimeout("The provider did not begin its answer in time.") from None
+    answer.abort()
+    return answer.status
+
+
+def request_of(provider: Provider, profile: Profile, ask: Ask, seconds: float) -> Request:
+    """A request of our own, which no client sent."""
     assert provider.api_key is not None
-    profile = context.profiles.get(provider.provider_type)
     base = provider.api_base or profile.base_url
     path = ask.path.removeprefix("/v1") if base.endswith("/v1") else ask.path
     auth, body = profile.auth_of(ask.path), orjson.dumps(ask.body) if ask.body is not None else None
     headers = [*profile.default_headers.items(), (auth.header, auth.value(provider.api_key.reveal()))]
-    request = Request(
+    return Request(
         method=ask.method,
         url=base + path + _query(profile, provider, ask.path),
         headers=[*headers, ("Content-Type", "application/json")] if body else headers,
@@ -189,14 +201,6 @@ async def status_of(context: Context, provider: Provider, ask: Ask, seconds: flo
         trusted=base == profile.base_url,
         on_sent=lambda: None,
     )
-    try:
-        # Connecting and waiting may each take that long; together they may not.
-        async with asyncio.timeout(seconds):
-            answer = await context.upstream.open(request)
-    except TimeoutError:
-        raise UpstreamTimeout("The provider did not begin its answer in time.") from None
-    answer.abort()
-    return answer.status
 
 
 def _query(profile: Profile, provider: Provider, path: str) -> str:

@@ -29,6 +29,10 @@ FIELDS: dict[str, Field] = {
 }
 
 
+# Another weight or name leaves the answers what they were, and what is cached of them.
+_WHAT_ANSWERS = {"provider_type", "api_base", "model_mapping", "provider_params"}
+
+
 def shown(context: Context, provider: Provider) -> dict[str, Any]:
     """A provider as the API shows it, its key masked."""
     profile = context.profiles.apis.get(provider.provider_type)
@@ -48,6 +52,11 @@ def shown(context: Context, provider: Provider) -> dict[str, Any]:
         "created_at": to_rfc3339(provider.created_at),
         "updated_at": to_rfc3339(provider.updated_at),
     }
+
+
+def shown_now(context: Context, provider: Provider) -> dict[str, Any]:
+    """A provider as answers show it: with what its breaker is now, which is no field that an act changes."""
+    return {**shown(context, provider), "status": context.breakers.status(provider)._asdict()}
 
 
 async def of_project(context: Context, project_id: str | None) -> list[Provider]:
@@ -121,6 +130,8 @@ async def update(context: Context, who: Who, project_id: str | None, id: str, gi
         before = await _existing(context, act.tx, project_id, id)
         # The masked key was shown, and sending it back must not replace the key by its mask.
         stored = {name: value for name, value in shown(context, before).items() if name != "api_key"}
+        # What was read may be sent back, however the breaker stands by now.
+        given = {name: value for name, value in given.items() if name != "status" or not isinstance(value, dict)}
         fields = read_changes(FIELDS, given, stored)
         key = fields.pop("api_key", None)
         if "provider_type" in fields or "api_base" in fields:
@@ -141,7 +152,8 @@ async def change(context: Context, act: Act, before: Provider, columns: dict[str
     if key:
         # Two keys may look alike when they are masked.
         act.details["replaced"] = "api_key"
-    act.changed("provider", before.id, project_id=before.project_id)
+    same = not key and not columns.keys() & _WHAT_ANSWERS
+    act.changed("provider", before.id, project_id=before.project_id, same_answers=same)
     return after
 
 
@@ -152,4 +164,4 @@ async def delete(context: Context, who: Who, project_id: str | None, id: str) ->
         before = await _existing(context, act.tx, project_id, id)
         await providers.delete(act.tx, id)
         act.details["provider"] = shown(context, before)
-        act.changed("provider", id, project_id=project_id)
+        act.changed("provider", id, project_id=project_id, deleted=True)

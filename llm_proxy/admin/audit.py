@@ -1,15 +1,13 @@
 """Pages of the audit log."""
 
-import csv
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 import orjson
 from aiohttp import web
 
-from llm_proxy import audit
+from llm_proxy import audit, spreadsheet
 from llm_proxy.admin.lists import filters_of, listing, page_of
 from llm_proxy.admin.visits import Visit
 from llm_proxy.audit import AuditEvent
@@ -90,20 +88,9 @@ def as_lines(events: Sequence[AuditEvent], first: bool) -> bytes:
 
 def as_csv(events: Sequence[AuditEvent], first: bool) -> bytes:
     """Events as CSV, with the names of the columns before the first."""
-    file = io.StringIO()
-    rows = [audit.shown(event) for event in events]
-    writer = csv.writer(file)
-    if first:
-        writer.writerow(rows[0])
-    writer.writerows(list(_cells(row)) for row in rows)
-    return file.getvalue().encode()
-
-
-def _cells(row: Mapping[str, Any]) -> Iterator[str]:
-    for value in row.values():
-        text = "" if value is None else value if isinstance(value, str) else orjson.dumps(value).decode()
-        # Spreadsheets take what begins like this for a formula, and some of it is the choice of strangers.
-        yield f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    rows = [{**audit.shown(event), "details": orjson.dumps(event.details).decode()} for event in events]
+    text = spreadsheet.as_csv(list(rows[0]), rows)
+    return (text if first else text.partition("\r\n")[2]).encode()
 
 
 WRITERS: Mapping[str, tuple[Callable[[Sequence[AuditEvent], bool], bytes], str]] = {

@@ -21,7 +21,7 @@ ALIAS = "provider_key"
 def _shown(context: Context, provider: Provider) -> dict[str, Any]:
     """A provider without its key, which can only be written."""
     hidden = ("object", "project_id", "api_key")
-    shown = {name: value for name, value in acts.shown(context, provider).items() if name not in hidden}
+    shown = {name: value for name, value in acts.shown_now(context, provider).items() if name not in hidden}
     return {"id": provider.id, ALIAS: provider.id, **shown}
 
 

@@ -105,7 +105,7 @@ class HttpCache:
 
     def on_change(self, change: Change) -> None:
         """Another process purged, or so much was missed that it may have; or a provider is another than it was."""
-        if change.kind == "provider":
+        if change.kind == "provider" and not change.payload.get("same_answers"):
             # Its new key may be of another account, its new base URL of another service.
             project = change.payload.get("project_id")
             self._purge_here({"project": project} if project and not self.shared else {"everything": True})

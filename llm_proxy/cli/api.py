@@ -7,7 +7,7 @@ import os
 import pathlib
 import pwd
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -44,25 +44,45 @@ class Api:
         Raises:
             ApiFailure: the API refused, or is not there; the text says why.
         """
+        status, raw = await self._answer(method, path, json, params)
+        if status == 204:
+            return None
+        with self._answers_as_we_do(status):
+            return orjson.loads(raw)
+
+    async def text(self, path: str, params: Mapping[str, str]) -> str:
+        """The text that a GET answers, not decoded.
+
+        Raises:
+            ApiFailure: as `call` does.
+        """
+        status, raw = await self._answer("GET", path, None, params)
+        with self._answers_as_we_do(status):
+            return raw.decode()
+
+    async def _answer(self, method: str, path: str, json: object, params: Mapping[str, str] | None) -> tuple[int, bytes]:
         try:
             async with self._session.request(method, self._base + path, json=json, params=params) as reply:
-                raw = await reply.read()
+                status, raw = reply.status, await reply.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiFailure(
                 f"No answer from the server at {self._base}: {reason_of(error)}. "
                 "Is it running? --api-url says where it is, --local works without it."
             ) from error
-        if reply.status == 204:
-            return None
-        try:
-            answer = orjson.loads(raw)
-            if reply.status >= 400:
+        if status >= 400:
+            with self._answers_as_we_do(status):
+                answer = orjson.loads(raw)
                 raise ApiFailure(f"{answer['error']['message']} ({answer['error']['code']})")
+        return status, raw
+
+    @contextlib.contextmanager
+    def _answers_as_we_do(self, status: int) -> Iterator[None]:
+        try:
+            yield
         except (ValueError, LookupError, TypeError) as error:
             raise ApiFailure(
-                f"What answers at {self._base}, with status {reply.status}, is no LLM Proxy. --api-url says where it is."
+                f"What answers at {self._base}, with status {status}, is no LLM Proxy. --api-url says where it is."
             ) from error
-        return answer
 
     async def everything(self, path: str, params: Mapping[str, str], most: int) -> list[dict[str, Any]]:
         """The first `most` entries of a list, over as many pages as it takes."""
@@ -158,6 +178,11 @@ def run(work: Callable[[Api], Awaitable[T]]) -> T:
 def call(method: str, path: str, json: object = None) -> Any:
     """One request to the API that the options chose."""
     return run(lambda api: api.call(method, path, json=json))
+
+
+def text(path: str, params: Mapping[str, str]) -> str:
+    """The text that a GET answers, of the API that the options chose."""
+    return run(lambda api: api.text(path, params))
 
 
 def listed(path: str, params: Mapping[str, str], most: int) -> list[dict[str, Any]]:

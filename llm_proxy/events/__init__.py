@@ -1,7 +1,7 @@
 """The record of one call."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from llm_proxy.clock import now_ms, to_rfc3339
 from llm_proxy.ids import new_id
@@ -19,6 +19,21 @@ OUTCOMES = (
 )
 
 
+class FailedAttempt(TypedDict):
+    """A provider that was asked, and did not serve the call.
+
+    Attributes:
+        status: of its answer, None when there was none.
+        code: of the error in that case.
+        duration: in seconds.
+    """
+
+    provider: str
+    status: int | None
+    code: str | None
+    duration: float
+
+
 @dataclass
 class Event:
     """One call, filled in as it goes along, published once when it ends; times are milliseconds, durations seconds.
@@ -33,7 +48,9 @@ class Event:
         overhead: the part of `duration` in which nothing was waited for, neither provider nor client.
         connect: until the request was handed to the provider's connection.
         first_byte: from then until the first byte of the answer.
+        ttft: of a stream, from the head of the request to its first bytes.
         attempts: how many providers were tried.
+        failed_attempts: what became of those before the last one.
         cache: what the cache had to do with it, in the words of `X-PROXY-CACHE`; None when it was not asked.
         request_body: its beginning, without credentials, where OBSERVABILITY_CAPTURE asks for it.
         reply_body: likewise.
@@ -65,9 +82,11 @@ class Event:
     overhead: float = 0.0
     connect: float | None = None
     first_byte: float | None = None
+    ttft: float | None = None
     request_bytes: int = 0
     reply_bytes: int = 0
     attempts: int = 0
+    failed_attempts: list[FailedAttempt] = field(default_factory=list)
     cache: str | None = None
     usage: Usage = NO_USAGE
     request_body: str | None = None

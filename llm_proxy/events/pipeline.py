@@ -130,7 +130,16 @@ class Pipeline:
             return Report(enabled=enabled, writing=not enabled, lost=self._unwritten, sinks=sinks)
         spool = self._own.spool
         lost, dropped = spool.lost + self._unwritten, sum(delivery.spool.dropped for delivery in self._logs)
-        return Report(writing=not spool.failing, last=spool.last, synced=spool.synced, lost=lost, dropped=dropped, sinks=sinks)
+        return Report(
+            writing=not spool.failing,
+            last=spool.last,
+            synced=spool.synced,
+            lost=lost,
+            dropped=dropped,
+            bytes=max(delivery.spool.bytes_from(0) for delivery in self._logs),
+            cap=self._settings.event_backlog_bytes,
+            sinks=sinks,
+        )
 
     async def stream_state(self) -> StreamState | None:
         """What stands in the stream in Redis, None where there is to be none."""
@@ -185,5 +194,6 @@ async def open_pipeline(settings: Settings, bus: Bus, metrics: Metrics, redis: "
         if settings.observability_enabled:
             await pipeline.start()
             bus.read_by(pipeline.write)
+            metrics.publishes_to(pipeline.report().sinks)
             metrics.registry.register(DeliveryCollector(pipeline.report))
         yield pipeline

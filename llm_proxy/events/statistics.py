@@ -11,9 +11,7 @@ from prometheus_client.registry import Collector
 from llm_proxy.events.dispatcher import Stats
 from llm_proxy.events.reading import Backlog
 from llm_proxy.events.stream import GroupState, StreamState
-
-# The label of what was lost before any sink could have it.
-SPOOL = "spool"
+from llm_proxy.metrics import SPOOL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +25,8 @@ class Report:
         synced: the last of which the disk is sure.
         lost: events that could not be written.
         dropped: events that the backlog's cap took away before every sink had them.
+        bytes: what the fullest log holds.
+        cap: what a log may hold; 0 where there is none.
     """
 
     enabled: bool = True
@@ -35,6 +35,8 @@ class Report:
     synced: int = 0
     lost: int = 0
     dropped: int = 0
+    bytes: int = 0
+    cap: int = 0
     sinks: Mapping[str, Stats]
 
 
@@ -116,8 +118,12 @@ class DeliveryCollector(Collector):
         yield _counter("delivered", "Events that a sink took.", [(name, stats.delivered) for name, stats in sinks])
         yield _counter("failed", "Events that a sink did not take at an attempt.", [(name, s.failed) for name, s in sinks])
         yield _counter("lost", "Events that could not be written, or were dropped before a sink had them.", lost)
+        yield _counter("dead_letters", "Events that a sink will not take.", [(name, s.dead_letters) for name, s in sinks])
         yield _gauge("backlog", "Events that a sink has yet to get.", [(name, stats.backlog.count) for name, stats in sinks])
         yield _gauge("oldest_seconds", "The age of the oldest of them.", [(name, stats.oldest_age) for name, stats in sinks])
+        if report.cap:
+            yield GaugeMetricFamily("llm_proxy_events_spool_bytes", "What the fullest log of events holds.", report.bytes)
+            yield GaugeMetricFamily("llm_proxy_events_spool_cap_bytes", "EVENT_BACKLOG_BYTES: what it may hold.", report.cap)
 
 
 Samples = Sequence[tuple[str, float]]

@@ -1,32 +1,28 @@
 """Limits counted in Redis, which several processes share."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 from llm_proxy.errors import ApiError
 from llm_proxy.limits.memory import MemoryLimiter
 from llm_proxy.limits.rates import WAIT_FOR_SLOT, Decision, Limits, Rate, Standing, tightest
 from llm_proxy.limits.scripts import GIVE_BACK, HOLD, TAKE
 from llm_proxy.limits.window import LONGEST_LOG
+from llm_proxy.redis_link import BACKGROUND_PATIENCE, NO_ANSWER, PATIENCE, PROBE_SECONDS, RedisLink
 from llm_proxy.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-# How long a call waits for Redis.
-PATIENCE = 0.05
-FAILURES = 5
-# A probe takes time too, and Redis has to be in use again within a second of its return.
-PROBE_SECONDS = 0.9
 SLOT_SECONDS = 30
-RENEW_SECONDS = 10.0
-# What nobody waits for may take longer.
-BACKGROUND_PATIENCE = 1.0
+# The next look may be a while away.
+RENEW_SECONDS = 10.0 - PROBE_SECONDS
 # Slots that cannot be freed while Redis is away; those beyond expire by themselves.
 MOST_UNSENT = 10_000
 MOST_ENDED_IN_TAKE = 100
@@ -62,16 +58,15 @@ class RedisLimiter:
         server_clock: Callable[[], int] | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        self.degraded = False
         self._redis = redis
         self._prefix = prefix
         self._fallback = fallback
         self._switched = switched
         self._memory = memory or MemoryLimiter()
         self._server_clock = server_clock
-        self._patience = patience
+        self._link = RedisLink(self._check, self._on_switch, patience)
+        self._renewed_at: float | None = None
         self._tasks = Tasks()
-        self._failures = 0
         # Slots to free in Redis by key, requests to give back by the keys and entries of their rates.
         self._ended: dict[str, dict[str, None]] = {}
         self._unsent = 0
@@ -79,6 +74,11 @@ class RedisLimiter:
         self._something_to_send = asyncio.Event()
         # What is renewed and what is freed must not overtake each other.
         self._sending = asyncio.Lock()
+
+    @property
+    def degraded(self) -> bool:
+        """Whether Redis is away."""
+        return self._link.away
 
     async def take(self, limits: Limits) -> Decision:
         """Take one request from all limits, or from none.
@@ -92,26 +92,21 @@ class RedisLimiter:
             return self._take_without(limits)
         id = self._memory.new_id()
         try:
-            answer = await self._within(self._patience, self._evaluate(limits, id))
+            answer = await self._link.ask(lambda: self._evaluate(limits, id))
         except asyncio.CancelledError:
             self._end(limits, id)
             raise
-        except (RedisError, OSError) as error:
+        except NO_ANSWER:
             # It may have counted nevertheless: a rate errs on the strict side, a slot would be held for long.
             self._end(limits, id)
-            self._failed(error)
             return self._take_without(limits)
-        self._failures = 0
         return self._decision(limits, id, answer)
 
     async def look(self, limits: Limits) -> Standing | None:
         """How far the tightest rate is used up, None without any; nothing is taken. Redis away: what this process knows."""
-        if limits.rates and not self.degraded:
-            try:
-                answer = await self._within(self._patience, self._evaluate(Limits(limits.rates), ""))
-                return self._standing(limits, answer)
-            except (RedisError, OSError) as error:
-                self._failed(error)
+        if limits.rates:
+            with contextlib.suppress(*NO_ANSWER):
+                return self._standing(limits, await self._link.ask(lambda: self._evaluate(Limits(limits.rates), "")))
         return await self._memory.look(limits)
 
     def _take_without(self, limits: Limits) -> Decision:
@@ -180,68 +175,42 @@ class RedisLimiter:
 
     async def open(self) -> None:
         """Look whether Redis is there at all, so that no call has to find out; from now on follow whether it is."""
-        try:
-            await self._probe(BACKGROUND_PATIENCE)
-        except (RedisError, OSError) as error:
-            self._leave(error)
-        self._tasks.start("watch over rate limits in Redis", self._watch())
+        await self._link.open()
         self._tasks.start("slots to free in Redis", self._send())
 
     async def close(self) -> None:
         """Tell Redis what it has yet to hear, and end."""
         await self.settle()
         await self._tasks.close()
+        await self._link.close()
 
-    async def _within(self, seconds: float, command: Awaitable[Any]) -> Any:
-        """The answer of Redis in this time.
+    async def _check(self, patience: float) -> None:
+        """Write, because a Redis that is full or follows another one still answers to what only reads."""
+        now = asyncio.get_running_loop().time()
+        if self._ended or self._returned:
+            self._something_to_send.set()
+        if self._renewed_at is None or self.degraded:
+            key = f"{self._prefix}{{probe}}"
+            await self._link.within(patience, self._redis.eval(HOLD, 1, key, self._time(), 1_000_000, "probe"))
+        elif now - self._renewed_at < RENEW_SECONDS:
+            return
+        await self.renew()
+        self._renewed_at = now
 
-        redis-py may go on for seconds when it is cancelled while it connects, so nobody waits for its end.
-
-        Raises:
-            RedisError: what redis-py says.
-            OSError: the same, or that there is no answer.
-        """
-        task = self._tasks.start("a command to Redis", _outcome(command))
-        try:
-            await asyncio.wait((task,), timeout=seconds)
-        finally:
-            task.cancel()
-        if not task.done():
-            raise TimeoutError(f"no answer within {seconds * 1000:.0f} ms")
-        outcome = task.result()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    async def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        renewed_at = loop.time()
-        while True:
-            await asyncio.sleep(PROBE_SECONDS)
-            try:
-                if self.degraded:
-                    await self._probe(self._patience)
-                    await self.renew()
-                    self._return()
-                    renewed_at = loop.time()
-                elif loop.time() - renewed_at >= RENEW_SECONDS - PROBE_SECONDS:
-                    renewed_at = loop.time()
-                    await self.renew()
-            except (RedisError, OSError) as error:
-                self._failed(error)
-            if self._ended or self._returned:
-                self._something_to_send.set()
+    def _on_switch(self, error: Exception | None) -> None:
+        if error is None:
+            log.warning("rate limits: Redis is back, and counts again")
+            self._switched("redis")
+            return
+        meanwhile = "this process enforces them by itself" if self._fallback else "calls with limits are refused"
+        log.warning("rate limits: Redis does not answer (%s); until it does, %s", error, meanwhile)
+        self._switched("memory" if self._fallback else "unavailable")
 
     async def _send(self) -> None:
         while True:
             await self._something_to_send.wait()
             self._something_to_send.clear()
             await self.settle()
-
-    async def _probe(self, patience: float) -> None:
-        # It writes, because a Redis that is full or follows another one still answers to what only reads.
-        key = f"{self._prefix}{{probe}}"
-        await self._within(patience, self._redis.eval(HOLD, 1, key, self._time(), 1_000_000, "probe"))
 
     async def renew(self) -> None:
         """Hold the slots of running calls for another while, those too that Redis lost or never knew."""
@@ -250,17 +219,15 @@ class RedisLimiter:
             for key, ids in self._memory.held.items():
                 pipe.eval(HOLD, 1, self._prefix + key, self._time(), SLOT_SECONDS * 1_000_000, *ids)
             # Executed, it gives its connection back by itself, however late that is.
-            await self._within(BACKGROUND_PATIENCE, pipe.execute())
+            await self._link.within(BACKGROUND_PATIENCE, pipe.execute())
 
     async def settle(self) -> None:
         """Tell Redis which slots are free and which requests were given back, if it is there."""
-        if self.degraded:
+        if self.degraded or not (self._ended or self._returned):
             return
-        try:
+        with contextlib.suppress(*NO_ANSWER):
             async with self._sending:
                 await self._tell()
-        except (RedisError, OSError) as error:
-            self._failed(error)
 
     async def _tell(self) -> None:
         ended = {key: list(ids) for key, ids in self._ended.items()}
@@ -271,7 +238,7 @@ class RedisLimiter:
             pipe.zrem(self._prefix + key, *ids)
         for keys, numbers in returned:
             pipe.eval(GIVE_BACK, len(keys), *keys, *map(str, numbers))
-        await self._within(BACKGROUND_PATIENCE, pipe.execute())
+        await self._link.ask(lambda: pipe.execute(), BACKGROUND_PATIENCE)
         for key, ids in ended.items():
             self._forget(key, ids)
 
@@ -282,30 +249,6 @@ class RedisLimiter:
         if not waiting:
             del self._ended[key]
         self._unsent -= len(ids)
-
-    def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        if self._failures >= FAILURES and not self.degraded:
-            self._leave(error)
-
-    def _leave(self, error: Exception) -> None:
-        self.degraded = True
-        meanwhile = "this process enforces them by itself" if self._fallback else "calls with limits are refused"
-        log.warning("rate limits: Redis does not answer (%s); until it does, %s", error, meanwhile)
-        self._switched("memory" if self._fallback else "unavailable")
-
-    def _return(self) -> None:
-        self.degraded, self._failures = False, 0
-        log.warning("rate limits: Redis is back, and counts again")
-        self._switched("redis")
-
-
-async def _outcome(command: Awaitable[Any]) -> Any:
-    """The answer, or the exception as a value: nobody may be there any more to hear of it, and that is no failure of a task."""
-    try:
-        return await command
-    except (RedisError, OSError) as error:
-        return error
 
 
 def _sub_bucket(rate: Rate) -> int:

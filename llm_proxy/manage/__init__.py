@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from llm_proxy.manage import audit, cache, documents, events, projects, providers, tokens
+from llm_proxy.manage import audit, cache, documents, events, projects, providers, tokens, usage
 from llm_proxy.middleware import decide_later
 from llm_proxy.requests import Guarded, guarded
 
@@ -28,6 +28,7 @@ ROUTES: tuple[tuple[str, str, Guarded], ...] = (
     ("GET", "/manage/cache", cache.stats),
     ("POST", "/manage/cache/purge", cache.purge),
     ("GET", "/manage/events/stats", events.stats),
+    ("GET", "/manage/usage", usage.find),
     ("GET", "/manage/version", documents.version),
 )
 

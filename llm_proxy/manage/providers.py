@@ -15,27 +15,27 @@ async def find(request: web.Request, who: Who) -> web.Response:
     # Their ids may be the caller's own, so that the cursor may be one too.
     after = identifier("after", given.pop("after")) if "after" in given else ""
     found = sorted(await acts.of_project(context, request.match_info["id"]), key=lambda one: one.id)
-    return answer_page([one for one in found if one.id > after], page(given), lambda one: acts.shown(context, one))
+    return answer_page([one for one in found if one.id > after], page(given), lambda one: acts.shown_now(context, one))
 
 
 async def create(request: web.Request, who: Who) -> web.Response:
     """A new provider."""
     context = request.app[CONTEXT]
     made = await acts.create(context, who, request.match_info["id"], await json_object(request))
-    return answer_json(acts.shown(context, made), 201)
+    return answer_json(acts.shown_now(context, made), 201)
 
 
 async def get(request: web.Request, who: Who) -> web.Response:
     """One provider."""
     context, ids = request.app[CONTEXT], request.match_info
-    return answer_json(acts.shown(context, await acts.get(context, ids["id"], ids["provider_id"])))
+    return answer_json(acts.shown_now(context, await acts.get(context, ids["id"], ids["provider_id"])))
 
 
 async def update(request: web.Request, who: Who) -> web.Response:
     """Change the fields that are named."""
     context, ids = request.app[CONTEXT], request.match_info
     changed = await acts.update(context, who, ids["id"], ids["provider_id"], await json_object(request))
-    return answer_json(acts.shown(context, changed))
+    return answer_json(acts.shown_now(context, changed))
 
 
 async def delete(request: web.Request, who: Who) -> web.Response:

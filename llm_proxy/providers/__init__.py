@@ -1,7 +1,8 @@
 """Providers: places calls can go."""
 
+import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -13,7 +14,7 @@ from llm_proxy.clock import now_ms
 from llm_proxy.db import Connection, Row
 from llm_proxy.db.sql import assignments
 from llm_proxy.errors import InvalidField
-from llm_proxy.providers.mapping import compile_mapping
+from llm_proxy.providers.mapping import ModelMapping, compile_mapping
 from llm_proxy.providers.profiles import Profiles
 from llm_proxy.secret import Secret
 from llm_proxy.vault import Place, Undecipherable, Vault
@@ -47,6 +48,15 @@ class Provider:
     updated_at: int
     problem: str | None = None
     model_mapping: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def mapping(self) -> ModelMapping:
+        """The models that it serves.
+
+        Raises:
+            InvalidField: there is no sense in it; `problem` says so too.
+        """
+        return compile_mapping(self.model_mapping)
 
 
 # Named one by one, so that a newer program may add columns while this one runs.
@@ -214,6 +224,9 @@ class ProviderCache:
     Args:
         pool: stands beside the shared pool of the database.
         profiles: says which profiles are in force.
+
+    Attributes:
+        pooled_ids: the ids of the shared pool as it was last read.
     """
 
     def __init__(
@@ -225,6 +238,8 @@ class ProviderCache:
         self._profiles = profiles
         # The shared pool stands under None, and None for a project that has no provider of its own.
         self._known: dict[str | None, list[Provider] | None] = {}
+        self._pooled: list[Provider] = []
+        self.pooled_ids = frozenset(one.id for one in self._pool)
         self._generation = 0
         self._reported: set[tuple[str, str]] = set()
 
@@ -243,10 +258,37 @@ class ProviderCache:
         usable = [provider for provider in found if provider.is_enabled and self._is_sound(provider)] if found else None
         if generation == self._generation:
             self._known[project_id] = usable
+            if project_id is None:
+                self._pooled = found
+                self.pooled_ids = frozenset(one.id for one in self.pooled)
         return usable
 
+    async def read_pool(self) -> None:
+        """Have `pooled` up to date."""
+        await self._usable(None)
+
+    @property
+    def pooled(self) -> list[Provider]:
+        """The shared pool as it was last read, with those that are disabled or make no sense."""
+        return [*self._pooled, *self._pool]
+
+    @property
+    def private(self) -> Iterator[Provider]:
+        """The usable providers that projects have of their own, of the projects in use."""
+        return (one for project, own in self._known.items() if project is not None for one in own or ())
+
+    def names_model(self, project_id: str, model: str) -> bool:
+        """Whether a provider that serves the project now has a mapping with exactly this name in it."""
+        own = self._known.get(project_id)
+        serving = own if own is not None else [*(self._known.get(None) or ()), *self._pool]
+        return any(provider.mapping.names_exactly(model) for provider in serving)
+
+    def problem_of(self, provider: Provider) -> str | None:
+        """Why a provider is out of use although it may be enabled; None when nothing is wrong."""
+        return problem_of(provider, self._profiles())
+
     def _is_sound(self, provider: Provider) -> bool:
-        problem = problem_of(provider, self._profiles())
+        problem = self.problem_of(provider)
         if problem and (provider.id, problem) not in self._reported:
             # Once, and not whenever its project is read again.
             self._reported.add((provider.id, problem))

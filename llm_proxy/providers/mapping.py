@@ -55,6 +55,10 @@ class ModelMapping:
         self.names = tuple(exact)
         self.serves_all = not exact and not globs
 
+    def names_exactly(self, model: str) -> bool:
+        """Whether a model is named as it is, and not by a glob."""
+        return model in self._exact
+
     def serves(self, model: str) -> str | None:
         """The provider's name for a model, None when it does not serve it.
 

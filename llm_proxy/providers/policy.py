@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote
 
 import orjson
 
@@ -211,6 +211,9 @@ def _form(body: bytes, *, strict: bool) -> dict[str, object] | None:
             raise ApiError("bad_request", "The body is not form-urlencoded in UTF-8.") from None
         return None
     if strict:
+        # Some readers part fields there too, and would find a `model` in another field's value.
+        if b";" in body:
+            raise ApiError("bad_request", "The form has a bare semicolon. Write it as %3B.")
         _refuse_twice([name for name, _ in pairs])
     return dict(pairs)
 
@@ -275,13 +278,34 @@ def model_of(path: str, parameters: Mapping[str, object] | None) -> str | None:
             return unquote(path.removeprefix(prefix)) or None
     if path.startswith(_DEPLOYMENTS):
         return unquote(path.removeprefix(_DEPLOYMENTS).partition("/")[0]) or None
-    model = (parameters or {}).get("model")
+    if not parameters:
+        return None
+    model = parameters.get("model")
+    if model is None:
+        # A provider in Go takes `Model` for it.
+        model = next((value for name, value in parameters.items() if name.casefold() == "model"), None)
     return None if model is None else _written(model)
+
+
+def with_model(path: str, model: str) -> str:
+    """A path with another model in the place where `model_of` finds one; the path as it is when it names none."""
+    for prefix in _MODEL_PATHS:
+        if path.startswith(prefix) and path != prefix:
+            return prefix + quote(model, safe="/:")
+    if path.startswith(_DEPLOYMENTS):
+        named, slash, rest = path.removeprefix(_DEPLOYMENTS).partition("/")
+        return f"{_DEPLOYMENTS}{quote(model, safe=':')}{slash}{rest}" if named else path
+    return path
 
 
 def needs_model(method: str, path: str) -> bool:
     """Whether a call runs a model, or a batch of such calls, so that naming none leaves the choice to others."""
     return method == "POST" and matches_any(_MODEL_ENDPOINTS, path.removeprefix("/openai"))
+
+
+def allows(allowed: Sequence[str], model: str) -> bool:
+    """Whether a token with this list may use a model; an empty list is for all."""
+    return not allowed or _fits(allowed, model)
 
 
 def check_model(allowed: Sequence[str], model: str | None, *, required: bool = False) -> None:
@@ -298,7 +322,7 @@ def check_model(allowed: Sequence[str], model: str | None, *, required: bool = F
     Raises:
         ApiError: `model_not_allowed`.
     """
-    if not allowed or (model is None and not required) or _fits(allowed, model or ""):
+    if (model is None and not required) or allows(allowed, model or ""):
         return
     problem = (
         "This token may use certain models only, and the call names none"

@@ -34,14 +34,15 @@ class Body:
     finished: bool = True
     on_error: Callable[[ApiError], None] = lambda error: None
 
-    def content(self) -> bytes | AsyncIterator[bytes] | None:
-        """What is sent to the provider."""
+    def content(self, held: bytes | None = None) -> bytes | AsyncIterator[bytes] | None:
+        """What is sent to the provider, with `held` in place of what was read, where that is given."""
+        held = self.held if held is None else held
         if self.rest is None:
-            return self.held if self.held or self.length is not None else None
-        return self._stream(self.rest)
+            return held if held or self.length is not None else None
+        return self._stream(held, self.rest)
 
-    async def _stream(self, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        yield self.held
+    async def _stream(self, held: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        yield held
         try:
             async for piece in rest:
                 yield piece
@@ -96,12 +97,13 @@ def _too_large(limit: int) -> ApiError:
     return ApiError("request_too_large", f"The body is larger than {limit} bytes (MAX_REQUEST_BYTES).")
 
 
-async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool) -> Body:
+async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool, needed: bool = True) -> Body:
     """Read the body as far as it must be read before the call goes on.
 
     Args:
         limit: the largest body in bytes.
         restricted: a rule depends on the model, so a form's parts are watched for it.
+        needed: the call must not go on before the model is known; an upload has none.
 
     Raises:
         ApiError: `request_too_large`, `bad_request`, `request_timeout`, `model_must_come_first`, `duplicate_key`.
@@ -120,7 +122,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool) -
         body.length = len(held)
     body.held = bytes(held)
     body.rest = None if body.finished else pieces
-    if body.scanner and body.scanner.model is None and not body.finished:
+    if needed and body.scanner and body.scanner.model is None and not body.finished:
         raise ApiError(
             "model_must_come_first",
             "Put the form field `model` before the file: it was not among the first MiB, and this call depends on it.",

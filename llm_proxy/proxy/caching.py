@@ -65,7 +65,11 @@ class Turn:
 
     def _partition(self) -> str:
         """A project's own, or of all projects that have the same providers: a path is another thing at another one."""
-        return self.place.project or " ".join(sorted({route.base_url for route in self.routes}))
+        return self.place.project or " ".join(sorted({f"{route.base_url} {self._renamed(route)}" for route in self.routes}))
+
+    def _renamed(self, route: Route) -> str:
+        """The provider's name for the model where it is another: two projects may mean two models by one name."""
+        return route.model if route.model and route.model != self._call.model else ""
 
     # Before the provider
 

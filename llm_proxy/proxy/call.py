@@ -16,6 +16,7 @@ from llm_proxy.ids import new_id, valid_request_id
 from llm_proxy.limits.rates import Decision, Standing
 from llm_proxy.peers import Peer
 from llm_proxy.providers import Provider
+from llm_proxy.providers.mapping import ModelMapping
 from llm_proxy.providers.profiles import Profile
 from llm_proxy.proxy.body import Body
 from llm_proxy.proxy.capture import captures, reply_text, request_text
@@ -37,10 +38,30 @@ def shown(text: str | None) -> str | None:
 
 
 class Route(NamedTuple):
-    """Where a call may go: a provider, with the profile of its type."""
+    """Where a call may go: a provider, with the profile of its type.
+
+    Attributes:
+        model: the provider's name for the model, None when the call names none.
+    """
 
     provider: Provider
     profile: Profile
+    model: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The provider's id."""
+        return self.provider.id
+
+    @property
+    def weight(self) -> int:
+        """The provider's share among those that may serve a call."""
+        return self.provider.weight
+
+    @property
+    def mapping(self) -> ModelMapping:
+        """The models that the provider serves."""
+        return self.provider.mapping
 
     @property
     def base_url(self) -> str:
@@ -75,6 +96,7 @@ class Call:
         self.token: Token
         self.recognised = False
         self.body = Body()
+        self.model: str | None = None
         self.wants_stream = False
         self.wants_usage = False
         self.reached_provider = False
@@ -165,6 +187,10 @@ class Call:
         if self.end_error:
             raise self.end_error
 
+    def elapsed(self) -> float:
+        """Seconds since the head of the request."""
+        return time.perf_counter() - self._began
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Time that client or provider takes, and not we."""
@@ -213,10 +239,12 @@ class Call:
         event = self.event
         event.outcome, event.status = outcome, self.reply.status
         event.code = error.code if error else None
-        event.duration = time.perf_counter() - self._began
+        event.duration = self.elapsed()
         event.overhead = max(0.0, event.duration - self._waited)
         if self.tee:
-            event.usage, event.model_used, event.stream = self._usage(self.tee), shown(self.tee.model), self.tee.is_event_stream
+            event.usage, event.stream = self._usage(self.tee), self.tee.is_event_stream
+            # Where a mapping renamed it, the reply that passed says the client's name.
+            event.model_used = event.model_used or shown(self.tee.model)
         event.request_bytes, event.reply_bytes = self.body.size, self.reply.sent_bytes + len(last)
         if captures(self.context.settings):
             self._capture()

@@ -59,4 +59,4 @@ def _expects_usage(call: Call) -> bool:
 
 
 def _counter(call: Call) -> Counter:
-    return call.context.counting.counter(call.event.model or "", call.body.held)
+    return call.context.counting.counter(call.event.model_used or call.event.model or "", call.body.held)

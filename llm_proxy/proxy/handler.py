@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import random
 
 from aiohttp import HttpVersion11, web
 
@@ -13,15 +12,17 @@ from llm_proxy.errors import ApiError, ClientGone, UpstreamError
 from llm_proxy.grammar import check_head, read_target
 from llm_proxy.logs import request_ids
 from llm_proxy.middleware import peer_of_request
-from llm_proxy.providers import policy
+from llm_proxy.providers import policy, routing
+from llm_proxy.providers.mapping import without_suffix
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
 from llm_proxy.proxy.counting import asks_for_usage
 from llm_proxy.proxy.credentials import presented_token
 from llm_proxy.proxy.forward import forward
+from llm_proxy.proxy.models import asks_for_models, models_of
 from llm_proxy.proxy.refresh import refresh
-from llm_proxy.proxy.replay import replay
+from llm_proxy.proxy.replay import passed_on, replay
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.tokens import Token
 
@@ -47,6 +48,8 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
         answer_expectation(call)
         routes = await admit_body(call, routes)
         await take_request(call)
+        if asks_for_models(call, routes):
+            return await answer_models(call, routes)
         return await respond(call, routes)
     except ApiError as error:
         return await tell(call, error)
@@ -140,20 +143,35 @@ def answer_expectation(call: Call) -> None:
 async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
     """Read the body as far as rules and routing need it; what is left of the providers once it is known."""
     request, allowed = call.request, call.token.allowed_models
-    restricted = bool(allowed) or any(route.profile.param_whitelist for route in routes)
+    limited = bool(allowed) or any(route.profile.param_whitelist for route in routes)
+    suffix = call.context.settings.provider_suffix
+    restricted = limited or bool(suffix) or any(not route.mapping.serves_all for route in routes)
     if restricted and request.can_read_body and request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError("encoded_body", "This call's parameters must be read. Send the body without Content-Encoding.")
     with call.waiting():
-        call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted)
+        needed = limited or policy.needs_model(request.method, call.target.path)
+        call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted, needed=needed)
     parameters = read_parameters(call, strict=restricted)
     call.wants_stream = (parameters or {}).get("stream") is True
     call.wants_usage = asks_for_usage(parameters or {})
-    model = policy.model_of(call.target.path, parameters)
-    call.event.model = shown(model)
-    policy.check_model(allowed, model, required=policy.needs_model(request.method, call.target.path))
+    call.model = policy.model_of(call.target.path, parameters)
+    call.event.model = shown(call.model)
+    if suffix and parameters and isinstance(model := parameters.get("model"), str):
+        parameters = {**parameters, "model": without_suffix(model, suffix)}
     profiles = [route.profile for route in routes]
     admitted = policy.admit(profiles, request.method, call.target.path, request.headers, parameters or {})
-    return [route for route in routes if route.profile in admitted]
+    return admit_model(call, [route for route in routes if route.profile in admitted])
+
+
+def admit_model(call: Call, routes: list[Route]) -> list[Route]:
+    """The providers that serve the model, each with its own name for it."""
+    model = call.model and without_suffix(call.model, call.context.settings.provider_suffix)
+    required = policy.needs_model(call.request.method, call.target.path)
+    policy.check_model(call.token.allowed_models, model, required=required)
+    serving = [route._replace(model=name) for route, name in routing.serving(routes, model)]
+    if not serving:
+        raise ApiError("model_not_found", "No provider of this token serves the model. GET /v1/models lists what is served.")
+    return serving
 
 
 def read_parameters(call: Call, *, strict: bool) -> dict[str, object] | None:
@@ -178,6 +196,17 @@ async def take_request(call: Call) -> None:
         await call.take_request()
 
 
+async def answer_models(call: Call, routes: list[Route]) -> Reply:
+    """200, with what the token may call."""
+    with call.waiting():
+        body = await models_of(call, routes)
+    call.begin_reply(200, "", passed_on(call, routes, [(b"Content-Type", b"application/json")], {}), len(body))
+    body = body if call.reply.has_body else b""
+    call.publish("completed", last=body)
+    await call.reply.end(body)
+    return call.reply
+
+
 async def respond(call: Call, routes: list[Route]) -> Reply:
     """Answer from the cache where HTTP allows it, else from a provider."""
     turn = Turn(call, routes)
@@ -186,22 +215,15 @@ async def respond(call: Call, routes: list[Route]) -> Reply:
             await turn.decide()
         if stored := turn.entry:
             if turn.wants_refresh:
-                refresh(call, choose(routes), turn)
+                refresh(call, routes, turn)
             return await replay(call, turn, stored)
-        return await forward(call, choose(routes), turn)
+        return await forward(call, routes, turn)
     except UpstreamError:
         if not call.reply.started and (stored := turn.instead_of(None)):
             return await replay(call, turn, stored)
         raise
     finally:
         turn.close()
-
-
-def choose(routes: list[Route]) -> Route:
-    """One of the providers by weight; weight 0 only when nothing else is left."""
-    weights = [route.provider.weight for route in routes]
-    [route] = random.choices(routes, weights if any(weights) else None)
-    return route
 
 
 async def tell(call: Call, error: ApiError) -> Reply:

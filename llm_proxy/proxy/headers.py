@@ -38,6 +38,10 @@ _NOT_TO_PROVIDER = HOP_BY_HOP | {
     b"x-correlation-id",
     *(name.encode() for name in CREDENTIALS),
 }
+# They are about bytes that are not sent on where the model is renamed.
+DIGESTS = frozenset({b"content-md5", b"content-digest", b"repr-digest", b"digest"})
+# An answer that begins anywhere could not be renamed.
+_NOT_WHEN_RENAMED = DIGESTS | {b"accept-encoding", b"range", b"if-range"}
 _PREFIXES_NOT_TO_PROVIDER = (b"x-forwarded-", b"cf-", b"proxy-")
 _NOT_TO_CLIENT = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"alt-svc", b"x-proxy-cache"}
 _PREFIXES_NOT_TO_CLIENT = (b"access-control-", b"proxy-", b"x-upstream-request-")
@@ -52,15 +56,25 @@ def _named_by_connection(headers: RawHeaders) -> set[bytes]:
 
 
 def to_provider(
-    headers: RawHeaders, *, auth: Auth, key: str, defaults: Mapping[str, str], request_id: str, correlation_id: str | None
+    headers: RawHeaders,
+    *,
+    auth: Auth,
+    key: str,
+    defaults: Mapping[str, str],
+    request_id: str,
+    correlation_id: str | None,
+    uncoded: bool = False,
 ) -> list[tuple[str, str]]:
     """The headers of a call as its provider gets them, in their order, the provider's credential last.
 
     Args:
         headers: the client's, checked by `grammar.check_head`, thus ASCII.
         defaults: lower-case names and values that are added when absent.
+        uncoded: the model is renamed, so the answer must be readable as it comes, and digests of the body hold no more.
     """
     dropped = _NOT_TO_PROVIDER | _named_by_connection(headers) | {auth.header.lower().encode()}
+    if uncoded:
+        dropped |= _NOT_WHEN_RENAMED
     kept, present = [], set()
     for name, value in headers:
         lowered = name.lower()
@@ -68,8 +82,12 @@ def to_provider(
             continue
         text = value.decode("ascii")
         present.add(lowered.decode("ascii"))
-        kept.append((name.decode("ascii"), readable_codings(text) if lowered == b"accept-encoding" else text))
+        if lowered == b"accept-encoding":
+            text = readable_codings(text)
+        kept.append((name.decode("ascii"), text))
     kept += [(name, value) for name, value in defaults.items() if name not in present]
+    if uncoded:
+        kept.append(("Accept-Encoding", "identity"))
     kept.append(("X-Request-ID", request_id))
     if correlation_id:
         kept.append(("X-Correlation-ID", correlation_id))

@@ -77,9 +77,22 @@ class ModelScanner:
         model: the value of the part named `model`, once its end was seen; of several, the first.
         duplicated: whether a second such part began.
         finished: whether the closing boundary was seen.
+        place: where in the body the value of the model begins and ends, once `model` is known.
     """
 
-    __slots__ = ("_at", "_begun", "_boundary", "_examined", "_rest", "_step", "duplicated", "finished", "model")
+    __slots__ = (
+        "_at",
+        "_begun",
+        "_boundary",
+        "_examined",
+        "_passed",
+        "_rest",
+        "_step",
+        "duplicated",
+        "finished",
+        "model",
+        "place",
+    )
 
     def __init__(self, boundary: bytes) -> None:
         self.model: str | None = None
@@ -87,6 +100,8 @@ class ModelScanner:
         self.finished = False
         self._boundary = b"--" + boundary
         self._rest = b""
+        self._passed = 0
+        self.place = (0, 0)
         # What the next step begins with, and how much from there on an incomplete head was already searched.
         self._at = 0
         self._examined = 0
@@ -105,6 +120,7 @@ class ModelScanner:
         while self._step(data):
             pass
         self._rest = data[self._at :]
+        self._passed += self._at
 
     def _opening(self, data: bytes) -> bool:
         """Goes past the first boundary."""
@@ -178,6 +194,7 @@ class ModelScanner:
                 raise _refusal(f"the value of model is larger than {LARGEST_MODEL} bytes")
             return False
         self.model = _read_value(model, data[self._at + 2 : end])
+        self.place = (self._passed + self._at + 2, self._passed + end)
         self._pass_boundary(end)
         return True
 

@@ -4,26 +4,34 @@ import asyncio
 import logging
 
 from llm_proxy.errors import UpstreamError
+from llm_proxy.providers.breaker import Attempt
+from llm_proxy.proxy.attempts import Candidates, open_once
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route
-from llm_proxy.proxy.forward import request_to, timeouts_of
+from llm_proxy.proxy.outgoing import renames, request_to, timeouts_of
+from llm_proxy.proxy.renamed import with_clients_name
 from llm_proxy.upstream import Answer
 
 log = logging.getLogger(__name__)
 
 
-def refresh(call: Call, route: Route, turn: Turn) -> None:
+def refresh(call: Call, routes: list[Route], turn: Turn) -> None:
     """Begin to fetch anew what the call is answered with, unless that is under way; the call does not wait for it."""
-    fetch = turn.behind_the_call()
-    if fetch:
-        call.context.tasks.start("refresh of a stored answer", _refresh(call, route, fetch))
+    candidates = Candidates(call, routes)
+    route = candidates.admitted()
+    if route and (fetch := turn.behind_the_call()):
+        attempt = candidates.breaker(route).begin()
+        call.context.tasks.start("refresh of a stored answer", _refresh(call, route, attempt, fetch))
 
 
-async def _refresh(call: Call, route: Route, turn: Turn) -> None:
-    timeouts = timeouts_of(call, route)
+async def _refresh(call: Call, route: Route, attempt: Attempt, turn: Turn) -> None:
+    timeouts = timeouts_of(call, route.profile)
     try:
         async with asyncio.timeout(timeouts.total):
-            answer = await call.context.upstream.open(request_to(call, route, turn, timeouts, lambda: None))
+            with attempt:
+                answer = await open_once(call.context.upstream, request_to(call, route, turn, timeouts, lambda: None), attempt)
+            if renames(call, route):
+                answer = with_clients_name(answer, route.model or "", call.model or "")
             try:
                 await _take(answer, turn, timeouts.idle)
             finally:

@@ -97,6 +97,12 @@ class Settings:
         "providers", parse_text, "config/api_providers.yaml", "The provider profiles; the packaged file when this one is absent."
     )
     default_api_provider: str = setting("providers", parse_text, "", "The profile of new projects, over the file's default_api.")
+    provider_suffix: str = setting(
+        "providers", parse_text, "", "A name that models may have in front: with `acme`, `acme/gpt-4` means `gpt-4`."
+    )
+    upstream_max_attempts: int = setting(
+        "providers", parse_count, "3", "At how many providers a call is tried while none has begun to work on it."
+    )
     request_timeout_secs: float = setting(
         "providers", parse_duration, "0", "Replaces first_byte and idle of every profile; 0 for the profile's own."
     )
@@ -198,6 +204,10 @@ class Settings:
     audit_enabled: bool = setting("audit", parse_bool, "true", "Keep the audit log.")
     audit_log_file: str = setting("audit", parse_text, "", "Also append audit events to this file, as JSON lines.")
     audit_retention_days: int = setting("audit", parse_int, "0", "Days after which audit events are deleted; 0 keeps them.")
+
+    usage_retention_days: int = setting(
+        "usage", parse_int, "90", "Days after which the history of usage (GET /manage/usage) is deleted; 0 keeps it."
+    )
 
     log_level: str = setting("logs", one_of("debug", "info", "warning", "error"), "info", "The least level that is logged.")
     log_format: str = setting("logs", one_of("auto", "json", "text"), "auto", "JSON, or text; auto is text on a terminal.")

@@ -81,9 +81,9 @@ async def open_upstream(settings: Settings) -> AsyncIterator[Upstream]:
     Raises:
         SettingsError: SSL_CERT_FILE cannot be used.
     """
-    from llm_proxy.upstream.session import SessionUpstream
+    from llm_proxy.upstream.pool import PoolUpstream
 
-    upstream = SessionUpstream(settings)
+    upstream = PoolUpstream(settings)
     try:
         yield upstream
     finally:
@@ -98,10 +98,16 @@ def check_answer(status: int, headers: RawHeaders) -> None:
     """
     if not 200 <= status <= 599:
         raise UpstreamInvalid("The provider answered with a status that is not allowed.", sent=True)
-    if sum(len(name) + len(value) + 4 for name, value in headers) > MAX_HEAD_BYTES:
+    size, lengths, codings = 0, [], []
+    for name, value in headers:
+        size += len(name) + len(value) + 4
+        lowered = name.lower()
+        if lowered == b"content-length":
+            lengths.append(value.strip())
+        elif lowered == b"transfer-encoding":
+            codings.append(value.strip().lower())
+    if size > MAX_HEAD_BYTES:
         raise UpstreamInvalid("The provider's headers are too large.", sent=True)
-    lengths = [value.strip() for name, value in headers if name.lower() == b"content-length"]
-    codings = [value.strip().lower() for name, value in headers if name.lower() == b"transfer-encoding"]
     # Any coding but chunked alone would be taken off with the header that names it, and leave the body unreadable.
     if len(lengths) > 1 or not all(map(bytes.isdigit, lengths)) or (lengths and codings) or codings not in ([], [b"chunked"]):
         raise UpstreamInvalid("The provider's answer has no clear length.", sent=True)

@@ -6,10 +6,12 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -33,6 +35,10 @@ apis:
     allowed_methods: [GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS, M-SEARCH, FOO]
 """
 SECONDS = 300
+# The id of a case, in each of its paths.
+CASE = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# The suite lets its origin hang up so often that the breaker of a single provider would open.
+TENANTS = 100
 
 
 def free_port() -> int:
@@ -73,20 +79,23 @@ async def answers(url: str) -> None:
             await asyncio.sleep(0.05)
 
 
-async def token_for(proxy: str, origin: str) -> str:
-    """A token of a project whose provider is the origin."""
+async def tokens_for(proxy: str, origin: str) -> list[str]:
+    """Tokens of as many projects, whose provider is the origin."""
     headers = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
+    tokens = []
     async with aiohttp.ClientSession(proxy, headers=headers, raise_for_status=True) as session:
-        project = {"name": "http-cache-tests", "provider_type": "bench", "api_base": origin, "api_key": PROVIDER_KEY}
-        async with session.post("/manage/projects", json=project) as made:
-            project_id = (await made.json())["id"]
-        async with session.post("/manage/tokens", json={"project_id": project_id}) as made:
-            return str((await made.json())["token"])
+        for number in range(TENANTS):
+            project = {"name": f"tenant {number}", "provider_type": "bench", "api_base": origin, "api_key": PROVIDER_KEY}
+            async with session.post("/manage/projects", json=project) as made:
+                project_id = (await made.json())["id"]
+            async with session.post("/manage/tokens", json={"project_id": project_id}) as made:
+                tokens.append(str((await made.json())["token"]))
+    return tokens
 
 
 @asynccontextmanager
-async def server(folder: pathlib.Path, origin: str) -> AsyncIterator[tuple[str, str]]:
-    """The real server; yields its URL and a token that leads to the origin."""
+async def server(folder: pathlib.Path, origin: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """The real server; yields its URL and tokens that lead to the origin."""
     (folder / "profiles.yaml").write_text(PROFILE)
     port = free_port()
     settings = {
@@ -100,12 +109,12 @@ async def server(folder: pathlib.Path, origin: str) -> AsyncIterator[tuple[str, 
     async with process(sys.executable, "-m", "llm_proxy", "server", cwd=folder, env=settings):
         url = f"http://127.0.0.1:{port}"
         await answers(f"{url}/ready")
-        yield url, await token_for(url, origin)
+        yield url, await tokens_for(url, origin)
 
 
 @asynccontextmanager
-async def shim(proxy: str, token: str) -> AsyncIterator[str]:
-    """Sends the token as `x-api-key`, and drops the tests' Authorization; everything else passes as it is."""
+async def shim(proxy: str, tokens: Sequence[str]) -> AsyncIterator[str]:
+    """Sends a token as `x-api-key`, the same for all that one case asks, in place of the tests' Authorization."""
     host, _, port = proxy.removeprefix("http://").partition(":")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,6 +122,7 @@ async def shim(proxy: str, token: str) -> AsyncIterator[str]:
         back = asyncio.ensure_future(pass_on(there_reader, writer))
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
+                token = tokens[zlib.crc32(b"".join(CASE.findall(head.split(b"\r\n")[0]))) % len(tokens)]
                 there_writer.write(with_token(head, token) + await body_of(head, reader))
                 await there_writer.drain()
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -171,7 +181,7 @@ async def run(case: str) -> str:
         # The package's server looks for its files from its own folder.
         async with process("node", "server/server.mjs", cwd=PACKAGE, env=env):
             await answers(origin)
-            async with server(folder, origin) as (proxy, token), shim(proxy, token) as base:
+            async with server(folder, origin) as (proxy, tokens), shim(proxy, tokens) as base:
                 said = await node("cli.mjs", cwd=PACKAGE, env={**env, "npm_package_config_base": base})
         sys.stderr.write((folder / f"{pathlib.Path(sys.executable).name}.log").read_text())
         return said

@@ -115,3 +115,14 @@ async def test_the_key_is_stored_encrypted_and_shown_masked(house: House) -> Non
     assert providers.shown(house.context, made)["api_key"] == "sk-…cdef"
     short = await providers.create(house.context, TESTER, project, {"api_key": "short-key"})
     assert providers.shown(house.context, short)["api_key"] == "****"
+
+
+async def test_a_deleted_provider_leaves_no_breaker(
+    house: House, client: aiohttp.ClientSession, provider: ScriptedProvider
+) -> None:
+    project = await house.project(provider.url)
+    await call(client, house, await house.token(project))
+    [own] = await providers.of_project(house.context, project)
+    assert own.id in dict(house.context.breakers)
+    await providers.delete(house.context, TESTER, project, own.id)
+    assert own.id not in dict(house.context.breakers)

@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
 import pytest
+from stage.asking import until
 from stage.calls import call, last_words, stream_without_end, streaming
 from stage.house import PROVIDER_KEY, TESTER, House, open_house
-from stage.provider import ScriptedProvider
+from stage.provider import Exchange, ScriptedProvider
 from stage.secrets import used
 
 from llm_proxy.acts import master_keys, projects, providers, tokens
@@ -201,3 +202,32 @@ async def test_the_secret_of_before_a_rotation_ends_in_both_houses_with_its_grac
         assert await call(client, house, new.reveal()) == (200, None)
         house.context.tokens.on_change(EVERYTHING)
         assert await call(client, house, old.reveal()) == (401, "token_expired"), "read anew, too"
+
+
+def keys_of(exchanges: list[Exchange]) -> set[str]:
+    """With which keys the provider was called."""
+    return {(exchange.header(b"authorization") or b"").decode().removeprefix("Bearer ") for exchange in exchanges}
+
+
+async def test_a_provider_s_key_changes_in_both_under_load_and_no_call_fails(
+    houses: tuple[House, House], client: aiohttp.ClientSession, provider: ScriptedProvider
+) -> None:
+    here, there = houses
+    project = await here.project(provider.url)
+    secret = await here.token(project)
+    [own] = await providers.of_project(here.context, project)
+    outcomes: set[tuple[int, str | None]] = set()
+    done = asyncio.Event()
+
+    async def load(house: House) -> None:
+        while not done.is_set():
+            outcomes.add(await call(client, house, secret))
+
+    async with asyncio.TaskGroup() as group:
+        for house in (here, there) * 4:
+            group.create_task(load(house))
+        for key in ("sk-second-0123456789abcdef", "sk-third-0123456789abcdef"):
+            await providers.update(here.context, TESTER, project, own.id, {"api_key": used(key)})
+            await until(lambda key=key: keys_of(provider.exchanges[-20:]) == {key}, SOON)
+        done.set()
+    assert outcomes == {(200, None)}

@@ -48,7 +48,8 @@ async def test_a_provider_lives_in_the_shapes_that_scripts_know(site: Management
     assert reply.status == 201
     made = reply.data
     times = {name: made[name] for name in ("created_at", "updated_at")}
-    assert made == {"id": "one", "provider_key": "one", **fields, **more, "problem": None, **times}
+    status = {"state": "closed", "reason": None}
+    assert made == {"id": "one", "provider_key": "one", **fields, **more, "problem": None, "status": status, **times}
     assert list(made["model_mapping"]) == list(MAPPING), "in the order it was written in"
     listed = await site.done("GET", PATH)
     assert listed == {"version": listed["version"], "providers": [made], "has_more": False, "next": None}

@@ -198,3 +198,13 @@ async def test_a_provider_that_becomes_another_takes_its_answers_along(house: Ho
         while await said() == "hit":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert await other.how() == "hit"
+
+
+async def test_another_weight_leaves_what_is_stored(house: House, provider: ScriptedProvider) -> None:
+    provider.script = numbered()
+    tenant = await tenant_of(house, provider)
+    await tenant.send()
+    [own] = await providers.of_project(house.context, tenant.project)
+    await providers.update(house.context, TESTER, tenant.project, own.id, {"weight": 7, "name": "heavier"})
+    await house.context.changes.catch_up()
+    assert await tenant.how() == "hit"

@@ -16,7 +16,7 @@ from llm_proxy.events.reading import Entry, Gap, Item, Reader
 from llm_proxy.events.spool import Spool
 
 FOLDER = pathlib.Path("events")
-KILLS = int(os.environ.get("SPOOL_KILLS", "20"))
+KILLS = int(os.environ.get("SPOOL_KILLS", "8"))
 
 
 def opened(disk: SimulatedDisk | None = None, folder: pathlib.Path = FOLDER, **options: object) -> Spool:

@@ -16,18 +16,20 @@ def test_a_sink_over_several_logs_is_their_sum_as_old_as_the_oldest() -> None:
 
 
 def test_metrics_are_made_of_the_report_when_they_are_asked_for() -> None:
-    reports = [Report(lost=9, sinks={"file": ONE, "lunary": OTHER})]
+    reports = [Report(lost=9, bytes=7, cap=100, sinks={"file": ONE, "lunary": OTHER})]
     registry = CollectorRegistry()
     registry.register(DeliveryCollector(lambda: reports[-1]))
 
     def sample(name: str, sink: str) -> float | None:
         return registry.get_sample_value(f"llm_proxy_events_{name}", {"sink": sink})
 
-    names = ("delivered_total", "failed_total", "lost_total", "backlog", "oldest_seconds")
-    assert [sample(name, "file") for name in names] == [1, 2, 4, 5, 7.5]
+    names = ("delivered_total", "failed_total", "lost_total", "dead_letters_total", "backlog", "oldest_seconds")
+    assert [sample(name, "file") for name in names] == [1, 2, 4, 3, 5, 7.5]
+    assert registry.get_sample_value("llm_proxy_events_spool_bytes") == 7
+    assert registry.get_sample_value("llm_proxy_events_spool_cap_bytes") == 100
     assert sample("lost_total", "spool") == 9
     reports.append(Report(sinks={"file": OTHER}))
-    assert [sample(name, "file") for name in names] == [10, 20, 40, 50, 2.5]
+    assert [sample(name, "file") for name in names] == [10, 20, 40, 30, 50, 2.5]
     assert sample("delivered_total", "lunary") is None
 
 

@@ -35,7 +35,7 @@ from llm_proxy.tokens import Token
 from llm_proxy.vault import Vault
 
 # TOKENS=3000 is the full race.
-TOKENS = int(os.environ.get("TOKENS", "200"))
+TOKENS = int(os.environ.get("TOKENS", "60"))
 
 # What happens in memory is the same on both databases.
 on_one = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)

@@ -18,8 +18,9 @@ from stage.redis import RedisServer, slow_road
 from llm_proxy.errors import ApiError
 from llm_proxy.limits.limiter import open_limiter
 from llm_proxy.limits.rates import MINUTE, SECOND, Decision, Limits, Rate, Slots
-from llm_proxy.limits.redis import FAILURES, RedisLimiter
+from llm_proxy.limits.redis import RedisLimiter
 from llm_proxy.redis_client import open_redis
+from llm_proxy.redis_link import FAILURES
 from llm_proxy.secret import Secret
 
 PATIENTLY = 10.0

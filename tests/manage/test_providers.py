@@ -74,6 +74,7 @@ async def test_a_new_provider_is_answered_as_a_whole_and_is_read_back_the_same(e
         "project_id": each_path.split("/")[3],
         "api_key": "sk-…cdef",
         "problem": None,
+        "status": {"state": "closed", "reason": None},
         "created_at": made["created_at"],
         "updated_at": made["created_at"],
     }

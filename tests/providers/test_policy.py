@@ -20,6 +20,7 @@ from llm_proxy.providers.policy import (
     needs_model,
     preflight,
     read_object,
+    with_model,
 )
 from llm_proxy.providers.profiles import Auth, Profile
 
@@ -497,3 +498,22 @@ def test_a_preflight_says_methods_headers_and_age() -> None:
 )
 def test_requested_headers_that_are_no_names_are_not_echoed(requested: str) -> None:
     assert "Access-Control-Allow-Headers" not in preflight([BROWSER], "https://app.example", requested_headers=requested)
+
+
+@pytest.mark.parametrize(
+    ("path", "renamed"),
+    [
+        ("/v1/models/gpt-4", "/v1/models/acme/4%20b"),
+        ("/openai/v1/models/gpt-4", "/openai/v1/models/acme/4%20b"),
+        ("/v1/models/meta/llama%203", "/v1/models/acme/4%20b"),
+        ("/openai/deployments/gpt-4/chat/completions", "/openai/deployments/acme%2F4%20b/chat/completions"),
+        ("/openai/deployments/gpt-4", "/openai/deployments/acme%2F4%20b"),
+        ("/v1/models", "/v1/models"),
+        ("/v1/models/", "/v1/models/"),
+        ("/openai/deployments/", "/openai/deployments/"),
+        (CHAT, CHAT),
+    ],
+)
+def test_a_path_gets_another_model_where_it_names_one(path: str, renamed: str) -> None:
+    assert with_model(path, "acme/4 b") == renamed
+    assert model_of(renamed, None) == (None if path == renamed else "acme/4 b")

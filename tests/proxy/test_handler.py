@@ -11,6 +11,7 @@ from stage.house import TESTER, House, open_house, settings_for
 from stage.profiles import shipped
 from stage.provider import ScriptedProvider, answer, scripted_provider
 from stage.raw import connected, exchange
+from stage.routes import at, token_with
 from stage.scripts import holds, sends
 
 from llm_proxy.acts import providers
@@ -244,3 +245,83 @@ async def test_bodies_choose_neither_host_nor_credential(house: House, provider:
         assert (await ask(house.url, call(token, body=body))).status == 200  # type: ignore[union-attr]
         assert (evil.connections, provider.exchanges[0].body) == (0, body)
         assert provider.exchanges[0].header(b"host") == provider.url.removeprefix("http://").encode()
+
+
+FORM = b"Content-Type: multipart/form-data; boundary=b"
+URLENCODED = b"Content-Type: application/x-www-form-urlencoded"
+JSON = b"Content-Type: application/json"
+OTHER = b'{"model": "o1", "input": "a"}'
+ALLOWED = b'{"model": "gpt-4o", "input": "a"}'
+CHAT, EMBED, SPEECH = "/v1/chat/completions", "/v1/embeddings", "/v1/audio/transcriptions"
+
+
+def form(*models: bytes, name: bytes = b'"model"') -> bytes:
+    return (
+        b"".join(b"--b\r\nContent-Disposition: form-data; name=%b\r\n\r\n%b\r\n" % (name, one) for one in models) + b"--b--\r\n"
+    )
+
+
+# What a key limited to gpt-4* tries to reach another model by: lines of the head, path, body.
+TRICKS: dict[str, tuple[list[bytes], str, bytes]] = {
+    "openly": ([JSON], CHAT, OTHER),
+    "with-the-suffix": ([JSON], CHAT, b'{"model": "acme/o1"}'),
+    "with-the-suffix-twice": ([JSON], CHAT, b'{"model": "acme/acme/gpt-4o"}'),
+    "with-another-suffix": ([JSON], CHAT, b'{"model": "other/gpt-4o"}'),
+    "without-a-model": ([JSON], CHAT, b'{"input": "a"}'),
+    "null": ([JSON], CHAT, b'{"model": null}'),
+    "a-list": ([JSON], CHAT, b'{"model": ["gpt-4o", "o1"]}'),
+    "by-the-key-twice": ([JSON], CHAT, b'{"model": "gpt-4o", "model": "o1"}'),
+    "by-the-key-twice-escaped": ([JSON], CHAT, b'{"model": "gpt-4o", "\\u006dodel": "o1"}'),
+    "by-the-key-in-capitals": ([JSON], CHAT, b'{"model": "gpt-4o", "Model": "o1"}'),
+    "by-the-key-in-capitals-alone": ([JSON], "/v1/assistants", b'{"MODEL": "o1"}'),
+    "by-space-around": ([JSON], CHAT, b'{"model": " gpt-4o"}'),
+    "by-comments": ([JSON], CHAT, b'/* {"model": "gpt-4o"} */ {"model": "o1"}'),
+    "by-two-documents": ([JSON], CHAT, ALLOWED + b"\n" + OTHER),
+    "by-utf-16": ([b"Content-Type: application/json; charset=utf-16"], CHAT, OTHER.decode().encode("utf-16")),
+    "by-a-byte-order-mark": ([JSON], CHAT, b"\xef\xbb\xbf" + OTHER),
+    "as-text": ([b"Content-Type: text/plain"], CHAT, OTHER),
+    "without-a-type": ([b"Content-Type:"], CHAT, OTHER),
+    "under-two-types": ([URLENCODED, JSON], CHAT, b'{"a":"&model=gpt-4o&","model":"o1"}'),
+    "compressed": ([JSON, b"Content-Encoding: gzip"], CHAT, OTHER),
+    "compressed-in-two-lines": ([JSON, b"Content-Encoding: identity", b"Content-Encoding: gzip"], CHAT, ALLOWED),
+    "in-a-form": ([URLENCODED], CHAT, b"model=o1"),
+    "in-a-form-twice": ([URLENCODED], CHAT, b"model=gpt-4o&model=o1"),
+    "in-a-form-escaped": ([URLENCODED], CHAT, b"model=gpt-4o&%6dodel=o1"),
+    "in-a-form-parted-otherwise": ([URLENCODED], CHAT, b"model=gpt-4o;model=o1"),
+    "in-parts": ([FORM], SPEECH, form(b"o1")),
+    "in-parts-twice": ([FORM], SPEECH, form(b"gpt-4o", b"o1")),
+    "in-parts-unquoted": ([FORM], SPEECH, form(b"o1", name=b"model")),
+    "in-other-parts": ([b"Content-Type: multipart/mixed; boundary=b"], SPEECH, form(b"o1")),
+    "by-an-id": ([JSON], "/v1/models/o1", ALLOWED),
+    "by-an-escaped-id": ([JSON], "/v1/models/%6f1", ALLOWED),
+    "by-a-deployment": ([JSON], "/openai/deployments/o1/chat/completions", ALLOWED),
+    "by-dots": ([JSON], "/openai/deployments/gpt-4o/../o1/chat/completions", ALLOWED),
+    "by-another-path": ([JSON, b"X-Original-URL: /v1/embeddings", b"X-HTTP-Method-Override: GET"], CHAT, OTHER),
+}
+
+
+@pytest.mark.parametrize("kind", ["openai", "azure"])
+@pytest.mark.parametrize("mapped", [False, True], ids=["plain", "mapped"])
+async def test_a_key_limited_to_some_models_reaches_no_other_by_any_trick(
+    tmp_path: Path, provider: ScriptedProvider, kind: str, mapped: bool
+) -> None:
+    async with open_house(settings_for(tmp_path, PROVIDER_SUFFIX="acme")) as house:
+        given = at(provider.url, provider_type=kind, **({"model_mapping": {"*": "prov-*"}} if mapped else {}))
+        token = await token_with(house, given, allowed_models=["gpt-4*"])
+        for name, (head, path, body) in TRICKS.items():
+            method = "GET" if "/models/" in path else "POST"
+            reply = await ask(house.url, call(token, *head, path=path, method=method, body=body), method)
+            assert reply is not None and 400 <= reply.status < 500, name
+        assert [exchange.head + exchange.body for exchange in provider.exchanges] == []
+        reply = await ask(house.url, call(token, body=b'{"model": "acme/gpt-4o"}'))
+        assert reply is not None and reply.status == 200
+        assert provider.exchanges[0].body == (b'{"model": "prov-gpt-4o"}' if mapped else b'{"model": "gpt-4o"}')
+
+
+async def test_parameters_are_checked_on_the_name_without_the_suffix(tmp_path: Path, provider: ScriptedProvider) -> None:
+    profiles = shipped(param_whitelist={"model": ("gpt-4o",)})
+    async with open_house(settings_for(tmp_path, PROVIDER_SUFFIX="acme"), profiles=profiles) as house:
+        token = await house.token_for(provider.url)
+        for model, status in (("acme/gpt-4o", 200), ("gpt-4o", 200), ("acme/o1", 400)):
+            reply = await ask(house.url, call(token, body=orjson.dumps({"model": model})))
+            assert reply is not None and reply.status == status

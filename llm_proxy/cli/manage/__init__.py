@@ -1,4 +1,4 @@
-"""`llm-proxy manage`: projects, providers, tokens, master keys, the cache, the audit log."""
+"""`llm-proxy manage`: projects, providers, tokens, master keys, the cache, the audit log, usage."""
 
 import click
 
@@ -9,12 +9,13 @@ from llm_proxy.cli.manage.master_keys import master_key
 from llm_proxy.cli.manage.projects import project
 from llm_proxy.cli.manage.providers import provider
 from llm_proxy.cli.manage.tokens import token
+from llm_proxy.cli.manage.usage import usage
 
 
 @click.group()
 @on_server
 def command() -> None:
-    """Manage projects, providers, tokens, master keys and the cache, read the audit log.
+    """Manage projects, providers, tokens, master keys and the cache, read the audit log and the usage.
 
     \b
     Examples:
@@ -30,3 +31,4 @@ command.add_command(token)
 command.add_command(master_key)
 command.add_command(cache)
 command.add_command(audit)
+command.add_command(usage)

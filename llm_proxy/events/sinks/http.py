@@ -1,8 +1,6 @@
 """Sending a document to a sink over HTTP."""
 
 import asyncio
-import datetime
-import email.utils
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +8,7 @@ from typing import Any
 import aiohttp
 import orjson
 
+from llm_proxy.clock import seconds_asked
 from llm_proxy.events.sinks.contract import DELIVERED, Verdict
 from llm_proxy.secret import Secret, redact
 
@@ -62,17 +61,8 @@ def verdict_of(status: int, retry_after: str, answer: bytes, now: float) -> Verd
 
 
 def seconds_of(retry_after: str, now: float) -> float:
-    """The seconds that a Retry-After asks for, as a number or a date, 0 when it makes no sense."""
-    text = retry_after.strip()
-    if text.isascii() and text.isdecimal():
-        return min(float(text[:9]), LONGEST_RETRY_AFTER)
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return min(max(moment.timestamp() - now, 0.0), LONGEST_RETRY_AFTER)
+    """The seconds that a Retry-After asks for, within reason, 0 when it makes no sense."""
+    return min(seconds_asked(retry_after, now), LONGEST_RETRY_AFTER)
 
 
 def json_of(text: object) -> Any:

@@ -1,0 +1,65 @@
+"""A database whose statements are timed."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+from llm_proxy.db import NO_PARAMS, Connection, Database, Params, Row
+
+# Told how long each statement took, in seconds.
+Observe = Callable[[float], None]
+
+
+class TimedConnection:
+    """The verbs, each timed, whatever it ends with."""
+
+    def __init__(self, inner: Connection, observe: Observe) -> None:
+        self._inner = inner
+        self._observe = observe
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._observe(time.perf_counter() - began)
+
+    async def execute(self, sql: str, params: Params = NO_PARAMS) -> int:
+        with self._timed():
+            return await self._inner.execute(sql, params)
+
+    async def executemany(self, sql: str, rows: Sequence[Params]) -> None:
+        with self._timed():
+            await self._inner.executemany(sql, rows)
+
+    async def fetch_one(self, sql: str, params: Params = NO_PARAMS) -> Row | None:
+        with self._timed():
+            return await self._inner.fetch_one(sql, params)
+
+    async def fetch_all(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
+        with self._timed():
+            return await self._inner.fetch_all(sql, params)
+
+    async def notify(self) -> None:
+        await self._inner.notify()
+
+
+class TimedDatabase(TimedConnection):
+    """The database behind, its own statements and those of transactions timed."""
+
+    def __init__(self, inner: Database, observe: Observe) -> None:
+        super().__init__(inner, observe)
+        self._database = inner
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        async with self._database.transaction() as tx:
+            yield TimedConnection(tx, self._observe)
+
+    def hints(self) -> AsyncIterator[None]:
+        return self._database.hints()
+
+    async def ping(self) -> None:
+        with self._timed():
+            await self._database.ping()

@@ -1,0 +1,109 @@
+"""What has come of a provider's answer, for the one who waits for it."""
+
+import asyncio
+from typing import Protocol
+
+from llm_proxy.errors import UpstreamError
+from llm_proxy.grammar import RawHeaders
+
+# A reader who is so far behind lets the provider wait.
+READ_BUFFER = 64 * 1024
+
+
+class Source(Protocol):
+    """The connection that an answer comes from."""
+
+    def go_on(self) -> None:
+        """There is room for more."""
+
+    def abort(self) -> None:
+        """Nothing more is wanted."""
+
+
+class ReceivedAnswer:
+    """See `Answer`; the connection fills it.
+
+    Attributes:
+        status: 0 until the head has come.
+        buffered: bytes of the body that wait for their reader.
+        is_seen: its head was handed over, and cannot be taken back.
+        is_whole: it came to its end.
+    """
+
+    __slots__ = ("_error", "_pieces", "_source", "_waiter", "buffered", "headers", "is_seen", "is_whole", "reason", "status")
+
+    def __init__(self, source: Source) -> None:
+        self.status = 0
+        self.reason = ""
+        self.headers: RawHeaders = ()
+        self.buffered = 0
+        self.is_seen = False
+        self.is_whole = False
+        self._pieces: list[bytes] = []
+        self._error: UpstreamError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        # None once the connection serves others, or nobody.
+        self._source: Source | None = source
+
+    def add(self, piece: bytes) -> None:
+        """A piece of the body has come."""
+        self._pieces.append(piece)
+        self.buffered += len(piece)
+
+    def end(self) -> None:
+        """The connection is done with it: it is whole, or it has failed."""
+        self._source = None
+        self.wake()
+
+    def fail(self, error: UpstreamError) -> None:
+        """No more of it comes; what is buffered still counts."""
+        self._error = error
+        self.end()
+
+    def wake(self) -> None:
+        """Tell who waits that something has come."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def head(self) -> None:
+        """Wait for status and headers.
+
+        Raises:
+            UpstreamError: they do not come.
+        """
+        while not self.status:
+            if self._error:
+                raise self._error
+            await self._change()
+        self.is_seen = True
+
+    async def chunk(self) -> bytes:
+        """See `Answer.chunk`."""
+        while not self._pieces:
+            if self._error:
+                raise self._error
+            if self.is_whole:
+                return b""
+            await self._change()
+        pieces, self._pieces = self._pieces, []
+        if self.buffered > READ_BUFFER and self._source:
+            self._source.go_on()
+        self.buffered = 0
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _change(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def close(self) -> None:
+        """See `Answer.close`; a connection whose answer is whole has gone back by itself."""
+        self.abort()
+
+    def abort(self) -> None:
+        """See `Answer.abort`."""
+        if self._source:
+            self._source.abort()

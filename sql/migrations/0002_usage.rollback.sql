@@ -1,0 +1,2 @@
+DROP TABLE usage_hours;
+DROP TABLE usage_minutes;
