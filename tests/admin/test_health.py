@@ -1,6 +1,6 @@
 """Health is shown, and a provider of the pool can be checked from there."""
 
-from stage.house import PROVIDER_KEY
+from stage.house import PROVIDER_KEY, House
 from stage.management import Management
 from stage.provider import ScriptedProvider, answer
 from stage.secrets import used
@@ -8,13 +8,15 @@ from stage.visitor import Visitor
 
 
 async def test_what_is_known_is_shown_and_a_provider_is_checked(
-    visitor: Visitor, api: Management, provider: ScriptedProvider
+    house: House, visitor: Visitor, api: Management, provider: ScriptedProvider
 ) -> None:
     page = await visitor.get("/admin/health")
     assert "The shared pool is empty" in page.text and "sqlite" in page.text and "not used" in page.text
     given = {"id": "one", "api_key": used(PROVIDER_KEY), "provider_type": "openai", "api_base": provider.url}
     await api.done("POST", "/admin/v1/providers", given)
-    page = await visitor.send(await visitor.get("/admin/health"), "/admin/providers/one/test")
+    page = await visitor.get("/admin/health")
+    assert "openai enabled closed" in page.text
+    page = await visitor.send(page, "/admin/providers/one/test")
     assert page.path == "/admin/health" and "one: The provider answers" in page.text
 
     async def refuse(exchange: object) -> None:
@@ -23,4 +25,5 @@ async def test_what_is_known_is_shown_and_a_provider_is_checked(
     provider.script = refuse
     page = await visitor.send(page, "/admin/providers/one/test")
     assert "one: The test failed: the provider refuses the key (401)" in page.text
-    assert [event["action"] for event in await api.audited(action="provider.check")] == ["provider.check"] * 2
+    await house.context.audit.close()
+    assert [event["action"] for event in await api.audit(action="provider.check")] == ["provider.check"] * 2
