@@ -14,7 +14,7 @@ import orjson
 
 from llm_proxy.clock import DAY_MS, MINUTE_MS, now_ms, to_rfc3339
 from llm_proxy.db import Connection, Database, Row
-from llm_proxy.db.sql import Page, select_page
+from llm_proxy.db.sql import Page, contains, pattern, select_page
 from llm_proxy.errors import DatabaseUnavailable, SettingsError
 from llm_proxy.ids import new_id
 
@@ -122,11 +122,8 @@ async def find(connection: Connection, page: Page, filters: Mapping[str, Any]) -
     conditions += ["timestamp < :end_time"] if "end_time" in filters else []
     params = dict(filters)
     if "search" in params:
-        escaped = params["search"].replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-        params["search"] = f"%{escaped}%"
-        columns = ("action", "actor", "path", "reason", "details")
-        # Both sides are lowered by the same hand: databases differ in which alphabets they know.
-        conditions.append("(" + " OR ".join(f"LOWER({column}) LIKE LOWER(:search) ESCAPE '\\'" for column in columns) + ")")
+        params["search"] = pattern(params["search"])
+        conditions.append(contains("search", "action", "actor", "path", "reason", "details"))
     return [
         _from_row(row) for row in await select_page(connection, f"SELECT {_COLUMNS} FROM audit_events", conditions, params, page)
     ]

@@ -41,6 +41,7 @@ from llm_proxy.providers.retries import RetryBudget
 from llm_proxy.providers.statistics import KnownLabels, ProviderCollector
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
+from llm_proxy.sessions import Sessions
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
@@ -89,12 +90,14 @@ class Context:
     draining: bool = False
     stopping: bool = False
     active: int = 0
+    sessions: Sessions = field(init=False)
     breakers: Breakers = field(init=False)
     retries: RetryBudget = field(init=False)
     labels: KnownLabels = field(init=False)
     listed_models: ListedModels = field(default_factory=ListedModels)
 
     def __post_init__(self) -> None:
+        self.sessions = Sessions(self.database, self.operators.fingerprints)
         self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))
         self.retries = RetryBudget(lambda: self.active)
         self.labels = KnownLabels(self.providers, self.settings.provider_suffix)

@@ -50,6 +50,7 @@ RULES: Mapping[str, Rule] = {
     "token_inactive": Rule(401, _AUTH, False),
     "project_inactive": Rule(403, "permission_error", False),
     "invalid_management_token": Rule(401, _AUTH, False),
+    "invalid_form": Rule(403, "permission_error", False),
     "too_many_failures": Rule(429, "rate_limit_error", False),
     # What may be called.
     "model_not_allowed": Rule(403, "permission_error", False),

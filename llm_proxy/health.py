@@ -60,24 +60,27 @@ async def _missing(context: Context) -> list[str]:
 async def detailed(request: web.Request) -> web.Response:
     """What an operator wants to know when something is slow."""
     operator(request)
-    context, began = request.app[CONTEXT], time.perf_counter()
+    return answer_json(await details(request.app[CONTEXT]))
+
+
+async def details(context: Context) -> Health:
+    """What is known of this process, its database, Redis, limits and events."""
+    began = time.perf_counter()
     missing = await _missing(context)
     waited = round((time.perf_counter() - began) * 1000, 3)
-    return answer_json(
-        {
-            **_alive(context),
-            "status": "not ready" if missing else "ok",
-            "missing": missing,
-            "database": {"driver": context.settings.db_driver, "ok": "database" not in missing, "latency_ms": waited},
-            "redis": await _redis(context),
-            "rate_limits": _rate_limits(context),
-            "events": _events(context),
-            "providers": await _providers(context),
-            "queues": {"audit": context.audit.waiting, "token_count_bytes": context.counting.backlog},
-            "active_requests": context.active,
-            "loop_lag_seconds": context.metrics.registry.get_sample_value("llm_proxy_loop_lag_seconds"),
-        }
-    )
+    return {
+        **_alive(context),
+        "status": "not ready" if missing else "ok",
+        "missing": missing,
+        "database": {"driver": context.settings.db_driver, "ok": "database" not in missing, "latency_ms": waited},
+        "redis": await _redis(context),
+        "rate_limits": _rate_limits(context),
+        "events": _events(context),
+        "providers": await _providers(context),
+        "queues": {"audit": context.audit.waiting, "token_count_bytes": context.counting.backlog},
+        "active_requests": context.active,
+        "loop_lag_seconds": context.metrics.registry.get_sample_value("llm_proxy_loop_lag_seconds"),
+    }
 
 
 async def _redis(context: Context) -> Health | None:

@@ -23,6 +23,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 CONTEXT = web.AppKey("context", Context)
 PEER = web.RequestKey("peer", Peer)
 IDS = web.RequestKey("ids", tuple[str, str | None])
+# How a site shows an error to a person; it returns None where the request is not a person's.
+SHOW_ERROR: web.AppKey[Callable[[web.Request, ApiError], web.Response | None]] = web.AppKey("show_error")
 # Asked every few seconds by machines; a line each would bury the rest of the log.
 QUIET = frozenset({"/health", "/live", "/ready", "/metrics", "/metrics/prometheus"})
 # Who answers is nobody's clue to what is installed here.
@@ -92,7 +94,10 @@ def answer_error(context: Context, request: web.Request, error: ApiError) -> web
     context.metrics.refusals.labels(error.code).inc()
     request_id = request[IDS][0]
     headers = {**dialects.error_headers(error, request_id), "Cache-Control": "no-store"}
-    answer = web.Response(status=error.status, body=dialects.error_body(error, "", request_id), headers=headers)
+    show = request.app.get(SHOW_ERROR)
+    answer = show(request, error) if show else None
+    if answer is None:
+        answer = web.Response(status=error.status, body=dialects.error_body(error, "", request_id), headers=headers)
     if "Expect" in request.headers:
         # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
         answer.force_close()

@@ -30,25 +30,49 @@ class Operators:
         Raises:
             ApiError: `invalid_management_token`; `too_many_failures` after ten failures of an address within a minute.
         """
-        if refusal := self._failures.refusal(address):
-            raise refusal
         scheme, _, presented = authorization.partition(" ")
-        name = self._named(presented.strip()) if scheme.lower() == "bearer" else None
-        if name:
-            return name
-        self._failures.count(address)
+        fingerprint = self.admit(presented.strip() if scheme.lower() == "bearer" else "", address)
+        if fingerprint:
+            return name_of(fingerprint)
         raise ApiError(
             "invalid_management_token",
             "The management token is missing or wrong. Send MANAGEMENT_TOKEN as `Authorization: Bearer`.",
             headers={"WWW-Authenticate": "Bearer"},
         )
 
-    def _named(self, presented: str) -> str | None:
+    def admit(self, presented: str, address: str) -> str | None:
+        """The fingerprint of a management token; None for anything else, which counts as a failure of the address.
+
+        Raises:
+            ApiError: `too_many_failures` after ten failures of an address within a minute.
+        """
+        if refusal := self._failures.refusal(address):
+            raise refusal
+        fingerprint = self._known(presented)
+        if fingerprint is None:
+            self._failures.count(address)
+        return fingerprint
+
+    @property
+    def fingerprints(self) -> frozenset[str]:
+        """Those of all tokens that are good."""
+        return frozenset(_fingerprint(token.reveal().encode()) for token in self._tokens)
+
+    def _known(self, presented: str) -> str | None:
         found = None
         # Bytes beyond ASCII, which a header may hold, come from the parser as halves of surrogate pairs.
         raw = presented.encode(errors="surrogateescape")
         for token in self._tokens:
             # Every token is compared, so that the time tells nothing of which one was close.
             if hmac.compare_digest(token.reveal().encode(), raw):
-                found = "operator:" + hashlib.sha256(b"operator" + raw).hexdigest()[:8]
+                found = _fingerprint(raw)
         return found
+
+
+def name_of(fingerprint: str) -> str:
+    """The name under which the audit log knows the operator whose token has this fingerprint."""
+    return f"operator:{fingerprint[:8]}"
+
+
+def _fingerprint(token: bytes) -> str:
+    return hashlib.sha256(b"operator" + token).hexdigest()

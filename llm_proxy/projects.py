@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_proxy.clock import now_ms
 from llm_proxy.db import Connection, Row
-from llm_proxy.db.sql import Page, assignments, select_page
+from llm_proxy.db.sql import Page, assignments, contains, pattern, select_page
 
 # The project of master keys, made with the first of them. A UUID like those of other projects, older than all.
 DEFAULT_ID = "00000000-0000-7000-8000-000000000000"
@@ -81,11 +81,16 @@ async def get(connection: Connection, id: str) -> Project | None:
     return _from_row(row) if row else None
 
 
-async def find(connection: Connection, page: Page, *, name: str | None = None, is_active: bool | None = None) -> list[Project]:
-    """A page of projects, newest first, one more than asked when there are more."""
+async def find(
+    connection: Connection, page: Page, *, name: str | None = None, is_active: bool | None = None, search: str | None = None
+) -> list[Project]:
+    """A page of projects, newest first, one more than asked when there are more; `search` is a part of the name, in any case."""
     filters = {"name": name, "is_active": is_active}
     params: dict[str, Any] = {column: value for column, value in filters.items() if value is not None}
     conditions = [f"{column} = :{column}" for column in params]
+    if search:
+        conditions.append(contains("search", "name"))
+        params["search"] = pattern(search)
     return [_from_row(row) for row in await select_page(connection, f"SELECT {_COLUMNS} FROM projects", conditions, params, page)]
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from aiohttp import web
 
 from llm_proxy import admin, admin_v1, grammar, health, manage, systemd
+from llm_proxy.admin.visits import ProxySite
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError, StartError
 from llm_proxy.guard import Guard, Limits, refusal
@@ -81,7 +82,11 @@ async def open_sites(context: Context, hurry: asyncio.Event | None = None) -> As
         if settings.admin_ui_enabled:
             limits = Limits(settings.max_request_bytes, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS)
             admin_guard = Guard(limits, guard.count)
-            runner = GuardedRunner(admin.create_app(context), lambda ours: _checked(context, ours, admin_guard), admin_guard)
+            runner = GuardedRunner(
+                admin.create_app(context, ProxySite(proxy, _on_every_address(settings.listen_addr))),
+                lambda ours: _checked(context, ours, admin_guard),
+                admin_guard,
+            )
             runners.append(runner)
             address = settings.admin_ui_listen_addr
             admin_site = await _open(stack, runner, "ADMIN_UI_LISTEN_ADDR", address, settings, for_admin)
@@ -163,6 +168,10 @@ async def _open(
         ) from error
     bound = runner.addresses[0]
     return _url(bound, bound[0] if passed else host) if isinstance(bound, tuple) else str(bound)
+
+
+def _on_every_address(address: str) -> bool:
+    return address.rpartition(":")[0] in ("", "0.0.0.0", "[::]")
 
 
 def _url(bound: tuple[Any, ...], host: str) -> str:

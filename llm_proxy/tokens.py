@@ -17,7 +17,7 @@ import orjson
 from llm_proxy.changes import Change
 from llm_proxy.clock import now_ms
 from llm_proxy.db import Connection, Row
-from llm_proxy.db.sql import Page, assignments, select_page
+from llm_proxy.db.sql import Page, assignments, contains, pattern, select_page
 from llm_proxy.errors import ApiError, DatabaseUnavailable, InvalidField, Overtaken
 from llm_proxy.ids import made_at_ms, new_uuid
 from llm_proxy.secret import Secret
@@ -170,7 +170,7 @@ _LIVE = "t.is_active AND (t.expires_at IS NULL OR t.expires_at > :now)"
 _STATUS = {
     "active": f"{_LIVE} AND (t.max_requests IS NULL OR t.request_count < t.max_requests)",
     "expired": "t.is_active AND t.expires_at <= :now",
-    "revoked": "NOT t.is_active",
+    "revoked": "t.is_active = :off",
     "exhausted": f"{_LIVE} AND t.request_count >= t.max_requests",
 }
 STATUSES = tuple(_STATUS)
@@ -233,14 +233,17 @@ async def get(connection: Connection, id: str) -> Token | None:
     return from_row(row) if row else None
 
 
-async def find(connection: Connection, page: Page, *, project_id: str | None = None, status: str | None = None) -> list[Token]:
-    """A page of tokens, newest first, one more than asked when there are more."""
-    conditions, params = ["t.kind = 'token'"], {"now": now_ms()}
+async def find(
+    connection: Connection, page: Page, *, project_id: str | None = None, status: str | None = None, search: str = ""
+) -> list[Token]:
+    """A page of tokens, newest first, one more than asked when there are more; `search` is a part of the name, in any case."""
+    conditions = ["t.kind = 'token'", *([contains("search", "t.name")] if search else [])]
+    params = {"now": now_ms(), "off": False, "project_id": project_id, "search": pattern(search)}
     if project_id:
         conditions.append("t.project_id = :project_id")
     if status:
         conditions.append(_STATUS[status])
-    rows = await select_page(connection, f"{_SELECT} {_FROM}", conditions, {**params, "project_id": project_id}, page, key="t.id")
+    rows = await select_page(connection, f"{_SELECT} {_FROM}", conditions, params, page, key="t.id")
     return [from_row(row) for row in rows]
 
 

@@ -42,6 +42,11 @@ async def purge(context: Context, who: Who, given: Mapping[str, object]) -> int:
     return deleted
 
 
+def check(context: Context, given: Mapping[str, object]) -> None:
+    """Refuse what could not be purged, without purging anything."""
+    _selectors(read(SELECTORS, given), shared=context.cache.shared)
+
+
 def _selectors(asked: Mapping[str, Any], *, shared: bool) -> dict[str, Any]:
     """What `Store.purge` is told.
 

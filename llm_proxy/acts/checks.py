@@ -84,12 +84,12 @@ def _chosen(pool: Sequence[Provider], ids: Sequence[str] | None) -> list[Provide
     return [by_id[id] for id in ids]
 
 
-async def check_one(context: Context, who: Who, id: str) -> dict[str, Any]:
-    """Check one provider of the shared pool."""
-    found = await providers.get(context.database, context.vault, None, id)
+async def check_one(context: Context, who: Who, id: str, project_id: str | None = None) -> dict[str, Any]:
+    """Check one provider of a project, or of the shared pool."""
+    found = await providers.get(context.database, context.vault, project_id, id)
     if found is None:
         raise NotFound("provider")
-    context.audit.append(event_of(who, "provider.check", details={"providers": 1, "models": 1}))
+    context.audit.append(event_of(who, "provider.check", project_id=project_id, details={"providers": 1, "models": 1}))
     return await _report(context, found, [None], SECONDS, asyncio.Semaphore(CONCURRENT))
 
 

@@ -133,6 +133,29 @@ async def revoke(context: Context, who: Who, id: str) -> None:
         act.changed("token", id)
 
 
+async def reissue(context: Context, who: Who, id: str) -> tuple[Token, Secret]:
+    """Revoke a token, and make one like it that lasts as long from now on; the new secret is returned this one time."""
+    async with acting(context, who, "token.reissue") as act:
+        before = await _found(act, id)
+        if not before.project_is_active:
+            raise InvalidField("project_id", "its project is not active; activate it first.")
+        if before.is_active:
+            await tokens.update(act.tx, id, {"is_active": False})
+        act.changed("token", id)
+        act.token_id, secret = tokens.new_token()
+        made = await tokens.insert(act.tx, context.vault, _like(before), act.token_id, secret)
+        act.details.update({"replaced": id, "token": shown(context, made)})
+    return made, secret
+
+
+def _like(before: Token) -> dict[str, Any]:
+    """The columns of a token that is to take another's place."""
+    lasts = before.expires_at - before.created_at if before.expires_at else None
+    kept = ("project_id", "name", "allowed_models", "metadata", "max_requests", *LIMITS)
+    expires = now_ms() + min(max(lasts, MINUTE_MS), LONGEST_MS) if lasts is not None else None
+    return {**{name: getattr(before, name) for name in kept}, "expires_at": expires}
+
+
 async def _found(act: Act, id: str) -> Token:
     """The token that an act concerns."""
     token = _withering(await tokens.get(act.tx, id))

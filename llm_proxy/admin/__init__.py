@@ -7,10 +7,14 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
-from llm_proxy import __version__, admin_v1, health
+from llm_proxy import admin_v1
+from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, tokens
+from llm_proxy.admin.display import FILTERS
+from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError
-from llm_proxy.middleware import CONTEXT, frame
+from llm_proxy.health import add_routes as add_health_routes
+from llm_proxy.middleware import CONTEXT, SHOW_ERROR, decide_later, frame
 
 CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -23,7 +27,74 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-TYPES = {".css": "text/css; charset=utf-8", ".svg": "image/svg+xml", ".yaml": "application/yaml"}
+TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".yaml": "application/yaml",
+}
+
+
+HOME = "/admin/projects"
+PAGES: tuple[tuple[str, Page], ...] = (
+    ("projects", projects.find),
+    ("new-project", projects.new),
+    ("projects/{id}", projects.show),
+    ("projects/{id}/deactivate", projects.confirm_deactivate),
+    ("projects/{id}/revoke", projects.confirm_revoke),
+    ("projects/{id}/new-key", providers.new),
+    ("projects/{id}/keys/{provider_id}", providers.show),
+    ("projects/{id}/keys/{provider_id}/delete", providers.confirm_delete),
+    ("tokens", tokens.find),
+    ("new-token", tokens.new),
+    ("tokens/{id}", tokens.show),
+    ("tokens/{id}/revoke", tokens.confirm_revoke),
+    ("tokens/{id}/reissue", tokens.confirm_reissue),
+    ("master-keys", master_keys.find),
+    ("new-master-key", master_keys.new),
+    ("master-keys/{id}", master_keys.show),
+    ("master-keys/{id}/delete", master_keys.confirm_delete),
+    ("providers", providers.find),
+    ("new-provider", providers.new),
+    ("profiles", providers.profiles),
+    ("providers/{provider_id}", providers.show),
+    ("providers/{provider_id}/delete", providers.confirm_delete),
+    ("cache", cache.show),
+    ("audit", audit.find),
+    ("audit/{id}", audit.show),
+    ("audit-export/{kind}", audit.export),
+    ("events", events.show),
+    ("health", health.show),
+)
+ACTS: tuple[tuple[str, Page], ...] = (
+    ("logout", login.log_out),
+    ("projects", projects.create),
+    ("projects/{id}", projects.update),
+    ("projects/{id}/activate", projects.activate),
+    ("projects/{id}/deactivate", projects.deactivate),
+    ("projects/{id}/revoke", projects.revoke),
+    ("projects/{id}/keys", providers.create),
+    ("projects/{id}/keys/{provider_id}", providers.update),
+    ("projects/{id}/keys/{provider_id}/state", providers.set_state),
+    ("projects/{id}/keys/{provider_id}/test", providers.test),
+    ("projects/{id}/keys/{provider_id}/delete", providers.delete),
+    ("tokens", tokens.create),
+    ("tokens/{id}", tokens.update),
+    ("tokens/{id}/revoke", tokens.revoke),
+    ("tokens/{id}/reissue", tokens.reissue),
+    ("master-keys", master_keys.create),
+    ("master-keys/{id}", master_keys.update),
+    ("master-keys/{id}/rotate", master_keys.rotate),
+    ("master-keys/{id}/delete", master_keys.delete),
+    ("providers", providers.create),
+    ("reload", providers.reload),
+    ("providers/{provider_id}", providers.update),
+    ("providers/{provider_id}/state", providers.set_state),
+    ("providers/{provider_id}/test", providers.test),
+    ("providers/{provider_id}/delete", providers.delete),
+    ("cache/preview", cache.preview),
+    ("cache/purge", cache.purge),
+)
 
 
 class Static(NamedTuple):
@@ -36,19 +107,26 @@ class Static(NamedTuple):
 STATIC = web.AppKey("static", dict[str, Static])
 
 
-def create_app(context: Context) -> web.Application:
+def create_app(context: Context, proxy: ProxySite) -> web.Application:
     """The application of the admin site."""
     app = web.Application(middlewares=[frame])
-    app[CONTEXT] = context
-    app[STATIC] = read_static()
+    app[CONTEXT], app[PROXY], app[STATIC] = context, proxy, read_static()
+    app[SHOW_ERROR] = show_error
     app.on_response_prepare.append(protect)
-    aiohttp_jinja2.setup(app, loader=jinja2.PackageLoader("llm_proxy.web"), autoescape=True)
-    app.router.add_get("/", to_admin)
-    app.router.add_get("/admin", to_admin)
-    app.router.add_get("/admin/", welcome)
+    templates = jinja2.PackageLoader("llm_proxy.web")
+    aiohttp_jinja2.setup(app, loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, filters=FILTERS)
+    for path in ("/", "/admin", "/admin/"):
+        app.router.add_get(path, to_home)
     app.router.add_get("/admin/static/{name}", static)
+    app.router.add_get("/admin/login", login.form)
+    app.router.add_post("/admin/login", login.log_in, expect_handler=decide_later)
+    # Before the pages: `/admin/v1` is no page.
     admin_v1.add_routes(app)
-    health.add_routes(app, metrics_to_all=True)
+    for path, show in PAGES:
+        app.router.add_get(f"/admin/{path}", page(show))
+    for path, do in ACTS:
+        app.router.add_post(f"/admin/{path}", act(do), expect_handler=decide_later)
+    add_health_routes(app, metrics_to_all=True)
     return app
 
 
@@ -67,9 +145,9 @@ async def protect(request: web.Request, response: web.StreamResponse) -> None:
         response.headers.setdefault(name, value)
 
 
-async def to_admin(request: web.Request) -> web.Response:
-    """The site begins at /admin/."""
-    return web.Response(status=302, headers={"Location": "/admin/"})
+async def to_home(request: web.Request) -> web.Response:
+    """The site begins with the projects."""
+    return see(HOME)
 
 
 async def static(request: web.Request) -> web.Response:
@@ -78,10 +156,3 @@ async def static(request: web.Request) -> web.Response:
     if found is None:
         raise ApiError("endpoint_not_found", "There is no such file.")
     return web.Response(body=found.body, headers={"Content-Type": found.content_type})
-
-
-async def welcome(request: web.Request) -> web.Response:
-    """What this site is, and how to administer the proxy until its pages come."""
-    context = request.app[CONTEXT]
-    facts = {"version": __version__, "proxy": context.settings.listen_addr}
-    return aiohttp_jinja2.render_template("welcome.html", request, facts)

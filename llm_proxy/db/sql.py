@@ -23,6 +23,18 @@ def assignments(columns: Iterable[str]) -> str:
     return ", ".join(f"{column} = :{column}" for column in columns)
 
 
+def contains(parameter: str, *columns: str) -> str:
+    """The condition that one of the columns holds a text, in any case; the parameter is a `pattern`."""
+    # Both sides are lowered by the same hand: databases differ in which alphabets they know.
+    return "(" + " OR ".join(f"LOWER({column}) LIKE LOWER(:{parameter}) ESCAPE '\\'" for column in columns) + ")"
+
+
+def pattern(text: str) -> str:
+    """What LIKE takes for any text that holds this one."""
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"
+
+
 async def select_page(
     connection: Connection, source: str, conditions: Sequence[str], params: dict[str, Any], page: Page, key: str = "id"
 ) -> list[Row]:

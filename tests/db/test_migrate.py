@@ -23,7 +23,17 @@ from llm_proxy.db import migrate, open_database
 from llm_proxy.errors import StartError
 from llm_proxy.settings import Settings
 
-TABLES = ["audit_events", "changes", "config_version", "projects", "providers", "tokens", "usage_hours", "usage_minutes"]
+TABLES = [
+    "admin_sessions",
+    "audit_events",
+    "changes",
+    "config_version",
+    "projects",
+    "providers",
+    "tokens",
+    "usage_hours",
+    "usage_minutes",
+]
 
 
 @pytest.fixture

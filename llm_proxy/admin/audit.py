@@ -1,0 +1,99 @@
+"""Pages of the audit log."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+
+import orjson
+from aiohttp import web
+
+from llm_proxy import audit, spreadsheet
+from llm_proxy.admin.lists import filters_of, listing, page_of
+from llm_proxy.admin.visits import Visit
+from llm_proxy.audit import AuditEvent
+from llm_proxy.clock import from_rfc3339
+from llm_proxy.db.sql import Page
+from llm_proxy.errors import InvalidField, NotFound
+
+TIMES = ("start_time", "end_time")
+NAMES = (*audit.EXACT_FILTERS, "search", *TIMES)
+OUTCOMES = ("success", "failure", "denied", "error")
+BATCH = 500
+
+
+def _asked(visit: Visit) -> tuple[dict[str, str], dict[str, Any]]:
+    """The filters as the form shows them, and as the table understands them.
+
+    Raises:
+        InvalidField: a time is none.
+    """
+    given = filters_of(visit.request, NAMES)
+    return given, {name: from_rfc3339(name, value) if name in TIMES else value for name, value in given.items()}
+
+
+async def find(visit: Visit) -> web.Response:
+    """The audit events, newest first."""
+    page, problems, rows = page_of(visit.request), dict[str, str](), list[AuditEvent]()
+    given = filters_of(visit.request, NAMES)
+    try:
+        _, asked = _asked(visit)
+        rows = await audit.find(visit.context.database, page, asked)
+    except InvalidField as error:
+        problems = {error.param or "": error.message.partition(": ")[2].capitalize()}
+    facts = {
+        "list": listing(visit.request, rows, page, given),
+        "form": given,
+        "problems": problems,
+        "outcomes": OUTCOMES,
+        "exports": {kind: f"/admin/audit-export/{kind}" + (f"?{urlencode(given)}" if given else "") for kind in WRITERS},
+    }
+    return visit.show("audit.html", facts, 400 if problems else 200)
+
+
+async def show(visit: Visit) -> web.Response:
+    """One event, whole."""
+    found = await audit.get(visit.context.database, visit.part("id"))
+    if found is None:
+        raise NotFound("audit event")
+    return visit.show("audit_event.html", {"event": found})
+
+
+async def export(visit: Visit) -> web.StreamResponse:
+    """All events that fit, newest first, written as they are read."""
+    kind = visit.part("kind")
+    if kind not in WRITERS:
+        raise NotFound("export")
+    write, content_type = WRITERS[kind]
+    _, asked = _asked(visit)
+    headers = {"Content-Type": content_type, "Content-Disposition": f'attachment; filename="audit.{kind}"'}
+    response = web.StreamResponse(headers=headers)
+    page, first = Page(BATCH), True
+    rows = await audit.find(visit.context.database, page, asked)
+    await response.prepare(visit.request)
+    while rows:
+        shown = rows[:BATCH]
+        await response.write(write(shown, first))
+        if len(rows) <= BATCH:
+            break
+        page, first = Page(BATCH, shown[-1].id), False
+        rows = await audit.find(visit.context.database, page, asked)
+    await response.write_eof()
+    return response
+
+
+def as_lines(events: Sequence[AuditEvent], first: bool) -> bytes:
+    """Events as JSON lines."""
+    return b"".join(orjson.dumps(audit.shown(event), option=orjson.OPT_APPEND_NEWLINE) for event in events)
+
+
+def as_csv(events: Sequence[AuditEvent], first: bool) -> bytes:
+    """Events as CSV, with the names of the columns before the first."""
+    rows = [{**audit.shown(event), "details": orjson.dumps(event.details).decode()} for event in events]
+    text = spreadsheet.as_csv(list(rows[0]), rows)
+    return (text if first else text.partition("\r\n")[2]).encode()
+
+
+WRITERS: Mapping[str, tuple[Callable[[Sequence[AuditEvent], bool], bytes], str]] = {
+    "csv": (as_csv, "text/csv; charset=utf-8"),
+    "jsonl": (as_lines, "application/jsonl"),
+}

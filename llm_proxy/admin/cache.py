@@ -1,0 +1,77 @@
+"""The page of the cache."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from llm_proxy import projects
+from llm_proxy.acts import cache as acts
+from llm_proxy.admin.forms import Reader, read_fields, text
+from llm_proxy.admin.visits import Visit, problems_of
+from llm_proxy.errors import ApiError
+
+FORMS: Mapping[str, tuple[str, ...]] = {
+    "prefix": ("prefix",),
+    "project": ("project_id", "method", "path"),
+    "key": ("key",),
+    "all": (),
+}
+SELECTORS: Mapping[str, Reader] = {name: text for names in FORMS.values() for name in names}
+
+
+async def show(visit: Visit) -> web.Response:
+    """How the cache is doing."""
+    return await _show(visit, {})
+
+
+async def _show(visit: Visit, problems: Mapping[str, str]) -> web.Response:
+    figures = await acts.shown(visit.context)
+    for row in figures["projects"]:
+        found = await projects.get(visit.context.database, row["project_id"]) if row["project_id"] else None
+        row["name"] = found.name if found else row["project_id"]
+    facts = {"cache": figures, "form": visit.form, "problems": problems, "shared": visit.context.cache.shared}
+    return visit.show("cache.html", facts, 400 if problems else 200)
+
+
+def _selectors(form: Mapping[str, str]) -> dict[str, object]:
+    way = form.get("way", "")
+    if way == "all":
+        return {"all": True}
+    names = FORMS.get(way, ())
+    return read_fields(form, {name: SELECTORS[name] for name in names}, skip_empty=names)
+
+
+async def preview(visit: Visit) -> web.Response:
+    """What would be purged, with how many entries where that is known without looking at each."""
+    chosen = _selectors(visit.form)
+    try:
+        if not chosen:
+            raise _empty(visit.form.get("way", ""))
+        acts.check(visit.context, chosen)
+    except ApiError as error:
+        return await _show(visit, problems_of(error, SELECTORS))
+    count = _known(await acts.shown(visit.context), chosen)
+    return visit.show("cache_purge.html", {"chosen": chosen, "count": count, "way": visit.form["way"]})
+
+
+def _empty(way: str) -> ApiError:
+    field = FORMS.get(way, ("key",))[0]
+    return ApiError("invalid_field", f"{field}: say what to purge.", param=field)
+
+
+def _known(figures: Mapping[str, Any], chosen: Mapping[str, object]) -> int | None:
+    if chosen == {"all": True}:
+        return int(figures["entries"])
+    if set(chosen) == {"project_id"}:
+        return sum(int(row["entries"]) for row in figures["projects"] if row["project_id"] == chosen["project_id"])
+    return None
+
+
+async def purge(visit: Visit) -> web.Response:
+    """Purge what the preview showed."""
+    try:
+        deleted = await acts.purge(visit.context, visit.who, _selectors(visit.form))
+    except ApiError as error:
+        return await _show(visit, problems_of(error, SELECTORS))
+    return visit.go("/admin/cache", f"Entries purged here: {deleted}. Other instances follow within a second.")

@@ -1,0 +1,2 @@
+DROP INDEX tokens_by_kind_and_state;
+DROP TABLE admin_sessions;
