@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import collections
 import functools
 import gc
 import os
@@ -50,10 +51,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("suite")
 
 
+# Of a test with a table, so many rows are followed for the coverage report.
+FOLLOWED_ROWS = 2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Following each line of thousands of examples takes longer than the examples; other tests go through the same lines."""
+    """Following each line doubles the time of a test, so it is not done for property tests, nor for all rows of a table."""
+    rows: collections.Counter[object] = collections.Counter()
     for item in items:
-        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        function = getattr(item, "obj", item)
+        rows[getattr(function, "__func__", function)] += 1
+        is_property = getattr(function, "is_hypothesis_test", False)
+        if is_property or rows[getattr(function, "__func__", function)] > FOLLOWED_ROWS:
             item.add_marker("no_cover")
 
 
