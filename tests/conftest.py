@@ -1,7 +1,6 @@
 """Fixtures that every test may use."""
 
 import asyncio
-import collections
 import functools
 import gc
 import os
@@ -49,21 +48,6 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, max_examples=EXAMPLES, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("suite")
-
-
-# Of a test with a table, so many rows are followed for the coverage report.
-FOLLOWED_ROWS = 2
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Following each line doubles the time of a test, so it is not done for property tests, nor for all rows of a table."""
-    rows: collections.Counter[object] = collections.Counter()
-    for item in items:
-        function = getattr(item, "obj", item)
-        rows[getattr(function, "__func__", function)] += 1
-        is_property = getattr(function, "is_hypothesis_test", False)
-        if is_property or rows[getattr(function, "__func__", function)] > FOLLOWED_ROWS:
-            item.add_marker("no_cover")
 
 
 @pytest.hookimpl(wrapper=True)

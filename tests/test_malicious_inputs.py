@@ -607,7 +607,6 @@ async def test_what_follows_a_request_is_judged_by_itself(stage: Stage) -> None:
         assert await connection.is_closed()
 
 
-@pytest.mark.no_cover
 async def test_a_million_chunks_of_one_byte_arrive_as_one_body(stage: Stage) -> None:
     """Row 24."""
     body = b'{"model": "gpt-4o", "x": "' + b"a" * 1_000_000 + b'"}'

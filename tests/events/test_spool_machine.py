@@ -229,13 +229,11 @@ def check(machine: type[LogMachine], examples: int) -> None:
     )
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("machine", [LogMachine, CappedLogMachine])
 def test_no_order_of_events_breaks_a_promise(machine: type[LogMachine]) -> None:
     check(machine, EXAMPLES)
 
 
-@pytest.mark.no_cover
 @pytest.mark.parametrize("seeded", [DeletesBeforeTheCursorIsSynced, ForgetsTheFolder])
 def test_a_seeded_bug_is_found(seeded: type[Spool]) -> None:
     class Machine(LogMachine):

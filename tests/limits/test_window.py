@@ -56,7 +56,6 @@ def test_who_waits_as_long_as_told_is_admitted_and_not_a_tick_before(gaps: list[
             assert take(window, now, limit) == 0
 
 
-@pytest.mark.no_cover
 @given(st.lists(st.integers(0, SPAN), min_size=1, max_size=8), st.integers(LONGEST_LOG + 1, 2 * LONGEST_LOG), st.integers(1, 9))
 def test_waiting_is_enough_with_sub_buckets_too(gaps: list[int], limit: int, size: int) -> None:
     window, now = Window(SPAN), 0

@@ -439,7 +439,6 @@ def run(kind: type[Breaker], examples: int) -> None:
     )
 
 
-@pytest.mark.no_cover
 def test_it_keeps_its_rules_in_any_order_of_calls_and_outcomes() -> None:
     run(Breaker, 60)
 

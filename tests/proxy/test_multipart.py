@@ -456,7 +456,6 @@ PARTS = st.lists(
 )
 
 
-@pytest.mark.no_cover
 @settings(deadline=None)
 @given(PARTS, st.sampled_from([b"", CRLF]), st.sampled_from([b"", b" ", b"\t "]), st.data())
 def test_every_cut_of_every_form_gives_what_the_form_says(
