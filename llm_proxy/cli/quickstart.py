@@ -154,7 +154,7 @@ def _greet(sites: Sites, token: str, expiry: int | None, own_key: bool) -> None:
 
   Proxy       {sites.proxy}
   Admin site  {sites.admin or "not served"}
-              (log in with the MANAGEMENT_TOKEN of the settings, such as that in .env)
+              (log in with the MANAGEMENT_TOKEN in .env)
   Token       {token}
               ({until})
 

@@ -106,7 +106,7 @@ async def test_the_greeting_says_where_everything_is(tmp_path: pathlib.Path) -> 
     async with quickstart(tmp_path) as run, aiohttp.ClientSession() as client:
         assert "built-in fake provider" in "\n".join(run.out) and "OPENAI_API_KEY" in "\n".join(run.out)
         assert tokens.well_formed(said(run, "Token"))
-        assert "log in with the MANAGEMENT_TOKEN" in "\n".join(run.out)
+        assert "log in with the MANAGEMENT_TOKEN in .env" in "\n".join(run.out)
         for site in ("Proxy", "Admin site"):
             async with client.get(f"{said(run, site)}/health") as reply:
                 assert reply.status == 200
