@@ -192,6 +192,7 @@ class Turn:
         if self.lookup.method == "HEAD" and status == 200 and isinstance(self.found, Revalidate):
             renewed = rules.freshened_by_head(self.found.entry, self.lookup, headers, **self._times(), shared=self._cache.shared)
             await self._keep(renewed.entry, renewed.keep)
+            return
         terms = rules.may_store(
             self.lookup, status, headers, time.time(), default_ttl=self._cache.default_ttl, shared=self._cache.shared
         )

@@ -37,11 +37,8 @@ async def forward(call: Call, routes: list[Route], turn: Turn) -> Reply:
             try:
                 stored = await turn.confirmed(answer.status, answer.headers)
                 await (replay(call, turn, stored) if stored else _relay(call, route, turn, answer))
-            except BaseException:
+            finally:
                 answer.abort()
-                raise
-            # What stands behind a failure that was not passed on was not read.
-            answer.abort() if stored and answer.status != 304 else answer.close()
     except TimeoutError:
         raise call.end_error or UpstreamTimeout("The call took longer than it may in total.", sent=True) from None
     finally:

@@ -80,10 +80,6 @@ class RenamedAnswer:
         self._error.clear()
         return self._theirs.sub(lambda _: self._ours, body)
 
-    def close(self) -> None:
-        """See `Answer.close`."""
-        self._answer.close()
-
     def abort(self) -> None:
         """See `Answer.abort`."""
         self._answer.abort()

@@ -56,11 +56,8 @@ class Answer(Protocol):
             UpstreamError: the body broke off.
         """
 
-    def close(self) -> None:
-        """The body was read to its end: the connection may serve again, unless the request has not yet ended."""
-
     def abort(self) -> None:
-        """Close the connection now; the provider sees it and may stop working."""
+        """Nothing more is wanted: close the connection, unless the body has come to its end, so that it may serve again."""
 
 
 class Upstream(Protocol):

@@ -99,11 +99,7 @@ class ReceivedAnswer:
         finally:
             self._waiter = None
 
-    def close(self) -> None:
-        """See `Answer.close`; a connection whose answer is whole has gone back by itself."""
-        self.abort()
-
     def abort(self) -> None:
-        """See `Answer.abort`."""
+        """See `Answer.abort`; a connection whose answer is whole has gone back by itself."""
         if self._source:
             self._source.abort()

@@ -53,6 +53,18 @@ async def test_a_head_is_answered_from_a_get(provider: ScriptedProvider, tmp_pat
         assert (said_of(reply), reply.header(b"Content-Length"), reply.body, tenant.asked) == ("hit", b"8", b"", 1)
 
 
+async def test_a_stale_answer_that_a_head_confirms_is_fresh_again(provider: ScriptedProvider, tmp_path: Path) -> None:
+    head = b'HTTP/1.1 200 OK\r\nCache-Control: max-age=90\r\nETag: "one"\r\nContent-Length: %d\r\n\r\n'
+    provider.script = in_turn(sends(answer(b"body", extra=TAGGED)), sends(head % 4))
+    async with open_house(settings_for(tmp_path), profiles=shipped(allowed_methods=("GET", "HEAD"))) as house:
+        tenant = await tenant_of(house, provider)
+        await tenant.send()
+        reply = await tenant.send(method="HEAD")
+        assert (reply.status, said_of(reply), tenant.asked) == (200, "miss", 2)
+        again = await tenant.send()
+        assert (said_of(again), again.body, tenant.asked) == ("hit", b"body", 2)
+
+
 async def test_conditions_and_ranges_of_clients_are_answered_from_what_is_stored(
     tenant: Tenant, provider: ScriptedProvider
 ) -> None:

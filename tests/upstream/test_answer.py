@@ -88,6 +88,5 @@ async def test_a_connection_that_serves_others_is_not_closed_by_this_one() -> No
     answer.is_whole = True
     answer.end()
     answer.abort()
-    answer.close()
     await answer.chunk()
     assert (provider.aborted, provider.went_on) == (1, 0)

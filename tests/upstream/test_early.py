@@ -62,7 +62,7 @@ async def test_the_answer_is_had_and_the_rest_is_not_sent(
             body = Body(SIZE)
             answer = await upstream.open(request(provider.url, body.pieces() if in_pieces else bytes(SIZE)))
             assert (answer.status, await answer.chunk(), await answer.chunk()) == (413, b'{"error": "too large"}', b"")
-            answer.close()
+            answer.abort()
             if in_pieces:
                 await asyncio.wait_for(body.ended.wait(), 1)
                 assert body.taken < SIZE

@@ -55,7 +55,7 @@ async def whole(answer: Answer) -> bytes:
     read = []
     while piece := await answer.chunk():
         read.append(piece)
-    answer.close()
+    answer.abort()
     return b"".join(read)
 
 
