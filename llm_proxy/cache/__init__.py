@@ -266,19 +266,21 @@ class Place(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What is to be purged: that for which all that is said holds.
+    """What is to be purged: what is under a key, or all for which what else is said holds.
 
     Attributes:
+        method: HEAD means GET.
         prefix: of the path, any string.
     """
 
+    key: str | None = None
     project: str | None = None
     method: str | None = None
     path: str | None = None
     prefix: str | None = None
 
     def covers(self, place: Place) -> bool:
-        """Whether what is stored there is to be purged."""
+        """Whether what is stored there is to be purged, where no key is said."""
         return (
             (self.project is None or place.project == self.project)
             and (self.path is None or place.path == self.path)
@@ -291,15 +293,15 @@ def _stored_as(method: str) -> str:
     return "GET" if method == "HEAD" else method
 
 
-def selection(project: str | None, method: str | None, path: str | None, prefix: str | None, everything: bool) -> Selection:
-    """What a purge with these words is about.
+def selection(*, everything: bool = False, **said: str | None) -> Selection:
+    """What a purge with these words is about, those of `Selection`.
 
     Raises:
-        ValueError: nothing is said, or a method without project, path or prefix.
+        ValueError: nothing is said, or a method alone.
     """
-    if project is None and path is None and prefix is None and not everything:
+    if not everything and all(value is None for name, value in said.items() if name != "method"):
         raise ValueError("Say what to purge: a key, a project, a path, a prefix or everything.")
-    return Selection(project, method, path, prefix)
+    return Selection(**said)
 
 
 class Found(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
-from llm_proxy.cache import Decision, Entry, Lookup, Place, Stats, rules
+from llm_proxy.cache import Decision, Entry, Lookup, Place, Stats, rules, selection
 from llm_proxy.cache.store import Store, open_store
 from llm_proxy.changes import Change
 from llm_proxy.errors import ApiError
@@ -96,12 +96,13 @@ class HttpCache:
     # For operators
 
     async def purge(self, **selectors: Any) -> int:
-        """Forget entries at once, `Store.purge` says which; how many they were.
+        """Forget entries at once, `selection` says which; how many they were.
 
         Raises:
+            ValueError: nothing is said, or a method alone.
             ApiError: `cache_unavailable`.
         """
-        return await self._store.purge(**selectors)
+        return await self._store.purge(selection(**selectors))
 
     def on_change(self, change: Change) -> None:
         """Another process purged, or so much was missed that it may have; or a provider is another than it was."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats, selection
+from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats
 
 # What Python takes for an entry with its place in the tables, and for a header, besides their bytes.
 ENTRY_OVERHEAD = 1500
@@ -91,28 +91,10 @@ class MemoryStore:
         """Forget what is under a key; how many entries that were."""
         return self._forget([key])
 
-    async def purge(
-        self,
-        *,
-        key: str | None = None,
-        project: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
-        prefix: str | None = None,
-        everything: bool = False,
-    ) -> int:
-        """Forget what is under a key, or the entries for which all else that is said holds; how many they were.
-
-        Args:
-            method: HEAD means GET.
-            prefix: of the path, any string.
-
-        Raises:
-            ValueError: nothing is said, or a method without project, path or prefix.
-        """
-        if key is not None:
-            return await self.delete(key)
-        said = selection(project, method, path, prefix, everything)
+    async def purge(self, said: Selection) -> int:
+        """Forget what is selected; how many entries that were."""
+        if said.key is not None:
+            return await self.delete(said.key)
         awaited = [key for key, slot in self._awaited.items() if said.covers(slot.place)]
         return self._forget([*awaited, *(key for key in self._keys(said) if said.covers(self._slots[key].place))])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats, selection
+from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats
 from llm_proxy.cache.memory import MOST_VARIANTS
 from llm_proxy.cache.packed import pack, unpack
 from llm_proxy.cache.scripts import FORGET, LOOK_UP, MEASURE, PLACES, STORE
@@ -123,29 +123,14 @@ class RedisStore:
             self._owe(key)
             return 0
 
-    async def purge(
-        self,
-        *,
-        key: str | None = None,
-        project: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
-        prefix: str | None = None,
-        everything: bool = False,
-    ) -> int:
-        """Forget what is under a key, or the entries for which all else that is said holds; how many they were.
-
-        Args:
-            method: HEAD means GET.
-            prefix: of the path, any string.
+    async def purge(self, said: Selection) -> int:
+        """Forget what is selected; how many entries that were.
 
         Raises:
-            ValueError: nothing is said, or a method without project, path or prefix.
             ApiError: `cache_unavailable`; some may have been forgotten nevertheless.
         """
-        said = selection(project, method, path, prefix, everything) if key is None else None
         with self._needed("so not all that you named was purged. Purge again shortly."):
-            return await (self._forget_now([f"{self._prefix}{key}"]) if said is None else self._sweep(said))
+            return await (self._sweep(said) if said.key is None else self._forget_now([self._prefix + said.key]))
 
     async def stats(self) -> Stats:
         """How much is stored; it looks at every key.

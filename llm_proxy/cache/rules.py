@@ -105,12 +105,6 @@ def _bypass(method: str, asked: Container[bytes], found: fields.Directives, post
     return "bypass" if method == "POST" and not (post_listed and "public" in found) else None
 
 
-def variant_key(response: RawHeaders, request: RawHeaders) -> str | None:
-    """What tells a response from others under its key: what its request said in the fields of its Vary; None for `Vary: *`."""
-    vary = fields.vary_names(response)
-    return None if vary is None else fields.variant(vary, fields.selecting_values(vary, request))
-
-
 def may_store(
     lookup: Lookup, status: int, headers: RawHeaders, now: float, *, default_ttl: float, shared: bool = False
 ) -> Terms | None:

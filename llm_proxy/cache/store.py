@@ -6,7 +6,7 @@ from typing import Protocol
 
 from redis.asyncio import Redis
 
-from llm_proxy.cache import Entry, Found, Place, Stats
+from llm_proxy.cache import Entry, Found, Place, Selection, Stats
 from llm_proxy.cache.memory import MemoryStore
 from llm_proxy.cache.redis import RedisStore
 
@@ -40,26 +40,12 @@ class Store(Protocol):
         A store that does not answer makes it 0; it is done later, before this process looks up that key.
         """
 
-    async def purge(
-        self,
-        *,
-        key: str | None = None,
-        project: str | None = None,
-        method: str | None = None,
-        path: str | None = None,
-        prefix: str | None = None,
-        everything: bool = False,
-    ) -> int:
-        """Forget what is under a key, or the entries for which all else that is said holds; how many they were.
+    async def purge(self, said: Selection) -> int:
+        """Forget what is selected; how many entries that were.
 
         Nothing that was looked up before it is stored after it; what is looked up while it runs may be.
 
-        Args:
-            method: HEAD means GET.
-            prefix: of the path, any string.
-
         Raises:
-            ValueError: nothing is said, or a method without project, path or prefix.
             ApiError: `cache_unavailable`; some may have been forgotten nevertheless.
         """
 

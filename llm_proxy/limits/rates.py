@@ -219,11 +219,6 @@ class Decision:
         """Whether the request may go on."""
         return not self.wait
 
-    @property
-    def retry_after(self) -> float:
-        """The same wait in seconds."""
-        return self.wait / SECOND
-
     def headers(self) -> dict[str, str]:
         """The tightest rate for the client, on any answer; a refusal also says when to come again."""
         headers = self.standing.headers() if self.standing else {}

@@ -79,7 +79,7 @@ class Attempt:
             now: seconds since the epoch, which a date in it is compared with.
         """
         if status == 401:
-            self._settle(lambda was_probe: self._breaker._key_refused(self, status, was_probe))
+            self._settle(lambda was_probe: self._breaker._key_refused(self, was_probe))
         elif status == 403:
             self._settle(lambda was_probe: self._breaker._forbade(self, was_probe))
         elif status == 429:
@@ -221,11 +221,11 @@ class Breaker:
                 share = f"{window.failures} of {window.total} calls failed within {WINDOW_SECONDS} s"
                 self._open(f"{share}, at last: {reason}", is_news=True)
 
-    def _key_refused(self, attempt: Attempt, status: int, was_probe: bool) -> None:
+    def _key_refused(self, attempt: Attempt, was_probe: bool) -> None:
         if attempt.key_era != self._key_era or attempt.era != self._era:
             return
         self._bad_key, was_bad = True, self._bad_key
-        reason = f"the provider answered {status} to its key"
+        reason = "the provider answered 401 to its key"
         if was_probe or self._open_until is None:
             self._open(reason, is_news=not was_bad)
         elif not was_bad:

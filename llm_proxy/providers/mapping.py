@@ -83,9 +83,6 @@ def _longest_first(rule: tuple[str, str]) -> tuple[int, int, str]:
     return -len(glob), -glob.index("*"), glob
 
 
-SERVES_ALL = ModelMapping({}, {})
-
-
 def without_suffix(model: str, suffix: str) -> str:
     """The model that a client means where PROVIDER_SUFFIX is set: `acme/gpt-4` is `gpt-4`.
 

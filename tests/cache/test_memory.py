@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_proxy.cache import Entry, Place, rules
+from llm_proxy.cache import Entry, Place, rules, selection
 from llm_proxy.cache.memory import ENTRY_OVERHEAD, MOST_VARIANTS, MemoryStore, size_of
 
 NOW = 1_800_000_000.0
@@ -77,7 +77,7 @@ async def test_a_purge_is_about_running_calls_whose_entry_was_given_up_meanwhile
     await put(store, "a", "", entry(b""))
     found = await store.get("a", Place("p", "GET", "/"))
     await put(store, "b", "", entry(b""))
-    assert await store.purge(project="p") == 1
+    assert await store.purge(selection(project="p")) == 1
     assert await store.put("a", "", entry(b""), found.generation) is False
 
 
@@ -112,11 +112,11 @@ async def test_bytes_stay_below_the_cap_and_the_order_is_that_of_use(steps: list
         elif verb == "delete":
             assert await store.delete(key) == int(model.pop(key, None) is not None)
         else:
-            assert await store.purge(path=f"/{key}") == int(model.pop(key, None) is not None)
+            assert await store.purge(selection(path=f"/{key}")) == int(model.pop(key, None) is not None)
         stats = await store.stats()
         assert stats.bytes == sum(model.values()) <= cap
         assert {project: held.bytes for project, held in stats.projects.items()} == model
-    assert await store.purge(everything=True) == len(model)
+    assert await store.purge(selection(everything=True)) == len(model)
 
 
 @pytest.mark.parametrize(("headers", "length"), [(0, 10), (12, 600), (40, 4000)])

@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 from stage.redis import RedisServer, slow_road
 
-from llm_proxy.cache import Entry, Found, Place, Terms
+from llm_proxy.cache import Entry, Found, Place, Terms, selection
 from llm_proxy.cache.redis import KEPT_TO_VALIDATE, LEAST_ROOM, LONGEST_KEPT, RedisStore, kept_for
 from llm_proxy.errors import ApiError
 from llm_proxy.redis_client import open_redis
@@ -79,7 +79,7 @@ async def test_stores_on_one_redis_see_each_others_entries_and_purges(redis_serv
     async with open_bench(uri, patience=PATIENTLY) as one, open_bench(uri, patience=PATIENTLY) as other:
         late = await one.get()
         assert await one.put(b"1") and await other.bodies() == [b"1"]
-        assert await other.store.purge(project="p") == 1
+        assert await other.store.purge(selection(project="p")) == 1
         assert await one.bodies() == []
         assert await one.store.put("k", "", entry(), late.generation) is False
         assert (await other.store.stats()).entries == 0
@@ -95,7 +95,7 @@ async def test_a_purge_sees_every_key_of_many_and_leaves_those_of_others(redis_s
         await other.put(b"other")
         await bench.redis.set("limits", "1")
         assert (await bench.store.stats()).projects["p"].entries == 1200
-        assert await bench.store.purge(prefix="/v1") == 1200
+        assert await bench.store.purge(selection(prefix="/v1")) == 1200
         assert set(await bench.redis.keys()) - {b"a[*]?:probe", b"ab:probe"} == {b"limits", b"ab:k"}
 
 
@@ -149,7 +149,7 @@ async def test_full_redis_is_as_good_as_none(mortal_redis: RedisServer) -> None:
         assert await bench.put(b"1", key="l")
         await bench.redis.config_set("maxmemory", 1)
         await bench.until_away()
-        assert await bench.store.purge(everything=True) == 1, "which makes room"
+        assert await bench.store.purge(selection(everything=True)) == 1, "which makes room"
         await bench.redis.config_set("maxmemory", 0)
         assert await bench.switched() == "redis"
         assert await bench.put(b"1")
@@ -166,9 +166,9 @@ async def test_a_purge_that_redis_did_not_hear_claims_nothing(mortal_redis: Redi
         mortal_redis.freeze()
         await bench.until_away()
         for attempt in (
-            bench.store.purge(key="k"),
-            bench.store.purge(project="p"),
-            bench.store.purge(everything=True),
+            bench.store.purge(selection(key="k")),
+            bench.store.purge(selection(project="p")),
+            bench.store.purge(selection(everything=True)),
             bench.store.stats(),
         ):
             with pytest.raises(ApiError, match="does not answer") as caught:
@@ -177,14 +177,14 @@ async def test_a_purge_that_redis_did_not_hear_claims_nothing(mortal_redis: Redi
         mortal_redis.resume()
         monkeypatch.undo()
         assert await bench.switched() == "redis"
-        assert await bench.put(b"2") and await bench.store.purge(key="k") == 1
+        assert await bench.put(b"2") and await bench.store.purge(selection(key="k")) == 1
 
 
 async def test_a_purge_that_redis_stops_to_hear_claims_nothing(mortal_redis: RedisServer) -> None:
     async with open_bench(mortal_redis.uri) as bench:
         mortal_redis.kill()
         with pytest.raises(ApiError, match="not all that you named was purged"):
-            await bench.store.purge(path="/v1/models")
+            await bench.store.purge(selection(path="/v1/models"))
 
 
 @pytest.mark.parametrize("most", [10_000, 0], ids=["few", "more than are remembered"])
@@ -227,7 +227,7 @@ async def test_garbage_is_a_miss_that_can_be_stored_over_and_purged(redis_server
         await bench.redis.delete("cache:k")
         await bench.redis.execute_command(*write("cache:k"))
         await bench.store.stats()
-        await bench.store.purge(project="somebody else")
+        await bench.store.purge(selection(project="somebody else"))
         assert not await bench.redis.exists("cache:k")
         assert not bench.store.degraded
 
@@ -300,4 +300,4 @@ async def test_scripts_that_redis_forgot_are_sent_again(redis_server: RedisServe
         await bench.redis.script_flush()
         assert await bench.bodies() == [b"1"]
         await bench.redis.script_flush()
-        assert await bench.store.purge(everything=True) == 1
+        assert await bench.store.purge(selection(everything=True)) == 1

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from stage.redis import RedisServer
 
-from llm_proxy.cache import Entry, Place, Terms
+from llm_proxy.cache import Entry, Place, Terms, selection
 from llm_proxy.cache.memory import MemoryStore
 from llm_proxy.cache.redis import RedisStore
 from llm_proxy.redis_client import open_redis
@@ -58,7 +58,7 @@ class Pair:
         if verb == "delete":
             return [await store.delete(key) for store in self.stores]
         if verb == "purge":
-            return [await store.purge(**PURGES[number % len(PURGES)]) for store in self.stores]
+            return [await store.purge(selection(**PURGES[number % len(PURGES)])) for store in self.stores]
         shown = self._shown[key][number % len(self._shown[key])] if self._shown[key] else [None, None]
         made = entry(PLACES[key], str(number), bytes(101 if verb == "store large" else number))
         pairs = zip(self.stores, shown, strict=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from stage.redis import RedisServer
 
-from llm_proxy.cache import Entry, Hit, Place, rules
+from llm_proxy.cache import Entry, Hit, Place, rules, selection
 from llm_proxy.cache.memory import MOST_VARIANTS, MemoryStore
 from llm_proxy.cache.redis import RedisStore
 from llm_proxy.cache.store import Store
@@ -124,16 +124,16 @@ async def test_purge_forgets_exactly_what_was_named(store: Store, said: dict[str
     assert callable(stays)
     await stock(store)
     keys = [f"{p} {rest}" for p in "pq" for rest in ("GET /v1/models", "GET /v1/models/m", "POST /v1/models", "GET /v1/files")]
-    assert await store.purge(**said) == deleted
+    assert await store.purge(selection(**said)) == deleted
     assert [key for key in keys if await entries_of(store, key)] == [key for key in keys if stays(key)]
-    assert await store.purge(**said) == 0
+    assert await store.purge(selection(**said)) == 0
 
 
 @pytest.mark.parametrize("said", [{}, {"method": "GET"}], ids=["nothing", "a method alone"])
 async def test_a_purge_of_nothing_in_particular_is_refused(store: Store, said: dict[str, Any]) -> None:
     await stock(store)
     with pytest.raises(ValueError, match="what to purge"):
-        await store.purge(**said)
+        await store.purge(selection(**said))
     assert (await store.stats()).entries == 8
 
 
@@ -144,9 +144,9 @@ async def test_stats_tell_entries_and_bytes_by_project(store: Store) -> None:
     assert stats.entries == 8
     assert {project: held.entries for project, held in stats.projects.items()} == {"p": 4, "q": 4}
     assert stats.bytes == sum(held.bytes for held in stats.projects.values()) > 8 * len(b"body")
-    await store.purge(project="p")
+    await store.purge(selection(project="p"))
     assert (await store.stats()).projects.keys() == {"q"}
-    await store.purge(everything=True)
+    await store.purge(selection(everything=True))
     assert await store.stats() == (0, 0, {})
 
 
@@ -173,7 +173,7 @@ async def test_what_was_asked_for_before_a_purge_is_not_stored_after_it(store: S
     if stored:
         await put(store, "k", "v", OLD)
     before = await store.get("k", PLACE)
-    assert await store.purge(**said) == int(stored)
+    assert await store.purge(selection(**said)) == int(stored)
     after = await store.get("k", PLACE)
     assert await store.put("k", "v", OLD, before.generation) is False
     assert await entries_of(store, "k") == ()
@@ -185,7 +185,7 @@ async def test_what_was_asked_for_before_a_purge_is_not_stored_after_it(store: S
 async def test_what_a_purge_is_not_about_is_stored_after_it(store: Store) -> None:
     found = await store.get("k", PLACE)
     for said in ({"project": "q"}, {"path": "/v1/files"}, {"method": "POST", "path": "/v1/models"}, {"key": "l"}):
-        await store.purge(**said)  # type: ignore[arg-type]
+        await store.purge(selection(**said))  # type: ignore[arg-type]
     await put(store, "l", "v", entry())
     assert await store.delete("l") == 1
     assert await store.put("k", "v", entry(), found.generation)
@@ -220,7 +220,7 @@ async def test_no_old_content_survives_purges_among_calls(store: Store) -> None:
         nonlocal begun, ended
         for _ in range(8):
             begun += 1
-            await store.purge(path="/v1/models")
+            await store.purge(selection(path="/v1/models"))
             ended += 1
             await asyncio.sleep(0)
 

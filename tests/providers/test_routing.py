@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_proxy.providers.mapping import SERVES_ALL, ModelMapping, compile_mapping
+from llm_proxy.providers.mapping import ModelMapping, compile_mapping
 from llm_proxy.providers.routing import choose, fixed, is_sticky, serving
 
 
@@ -17,7 +17,7 @@ class Place(NamedTuple):
 
     id: str
     weight: int = 1
-    mapping: ModelMapping = SERVES_ALL
+    mapping: ModelMapping = ModelMapping({}, {})
 
 
 def all_of(_: Place) -> bool:
