@@ -235,7 +235,7 @@ class AuditLog:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self._store()
         except TimeoutError:
-            log.error("%d audit events lost: the database does not answer", self._waiting.qsize() + len(self._batch))
+            log.error("%d audit events lost: the database does not answer", self.waiting)
         if self._file:
             await asyncio.to_thread(self._file.close)
 

@@ -17,6 +17,8 @@ OUTCOMES = (
     "aborted_by_shutdown",
     "internal_error",
 )
+# What an event says of the cache when the client was answered from it.
+HITS = ("hit", "conditional-hit")
 
 
 class FailedAttempt(TypedDict):

@@ -147,6 +147,12 @@ class Stats:
     oldest_age: float = 0.0
     last_error: str = ""
 
+    def with_backlog(self, backlog: Backlog, oldest: int | None, now: int) -> "Stats":
+        """These, told what is to come now, and when the oldest of it began, in milliseconds, where that is known."""
+        self.backlog = backlog
+        self.oldest_age = max(now - oldest, 0) / 1000 if backlog.count and oldest is not None else 0.0
+        return self
+
 
 class Dispatcher:
     """Delivers from one source to one sink.
@@ -184,10 +190,7 @@ class Dispatcher:
     @property
     def stats(self) -> Stats:
         """How the sink is doing now."""
-        self._stats.backlog = self._source.backlog()
-        age = 0.0 if self._oldest is None else max(self._now() - self._oldest, 0) / 1000
-        self._stats.oldest_age = age if self._stats.backlog.count else 0.0
-        return self._stats
+        return self._stats.with_backlog(self._source.backlog(), self._oldest, self._now())
 
     async def run(self) -> None:
         """Deliver until told to stop; what is left then, and can be delivered at once, still is."""

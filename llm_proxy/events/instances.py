@@ -6,6 +6,8 @@ import os
 import pathlib
 from dataclasses import dataclass
 
+from llm_proxy.events.disk import Disk
+
 LOCK = "lock"
 # More processes than this on one folder of folders are a mistake.
 MOST_INSTANCES = 1000
@@ -46,7 +48,7 @@ def claim_own(root: pathlib.Path, name: str) -> Claim:
         folder = root / f"{name}-{number}"
         folder.mkdir(parents=True, exist_ok=True)
         if claim := _claim(folder):
-            _sync(root)
+            Disk().sync_folder(root)
             return claim
     raise OSError(f"{root}: {MOST_INSTANCES} processes have a folder here")
 
@@ -109,11 +111,3 @@ def _claim(folder: pathlib.Path) -> Claim | None:
             return Claim(folder, fd)
     os.close(fd)
     return None
-
-
-def _sync(folder: pathlib.Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -3,7 +3,7 @@
 import logging
 from typing import Protocol
 
-from llm_proxy.events import Event, as_record
+from llm_proxy.events import HITS, Event, as_record
 from llm_proxy.metrics import Metrics
 
 log = logging.getLogger("llm_proxy.calls")
@@ -78,7 +78,7 @@ def _measure_tokens(metrics: Metrics, event: Event, model: str, provider: str) -
 
 
 def _measure_cache(metrics: Metrics, cache: str | None) -> None:
-    if cache in ("hit", "conditional-hit"):
+    if cache in HITS:
         metrics.cache_hits.inc()
     elif cache == "bypass":
         metrics.cache_bypass.inc()

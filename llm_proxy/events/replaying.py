@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import aiohttp
 
 from llm_proxy.events.dead_letters import FILE, DeadLetters
-from llm_proxy.events.dispatcher import NO_BACKLOG, Dispatcher, Stats
+from llm_proxy.events.dispatcher import Dispatcher, Stats
 from llm_proxy.events.reading import LARGEST_BATCH, Backlog, Entry, Item
 from llm_proxy.events.sinks import SINKS, options_of
 from llm_proxy.settings import Settings
@@ -33,7 +33,7 @@ class Replay:
 
     def backlog(self) -> Backlog:
         """What was read and not taken."""
-        return Backlog(len(self._waiting), sum(len(entry.payload) for entry in self._waiting)) if self._waiting else NO_BACKLOG
+        return Backlog(len(self._waiting), sum(len(entry.payload) for entry in self._waiting))
 
 
 async def replay(settings: Settings, sink: str, found: Iterator[Entry]) -> Stats:

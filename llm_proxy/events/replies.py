@@ -16,10 +16,15 @@ _WHOLE = frozenset({"role", "id", "type", "index", "status"})
 def reply_of(event: Mapping[str, Any]) -> Any:
     """The reply that an event captured, as JSON where it is; a stream is put together. None when there is none."""
     text = event.get("reply_body")
+    if event.get("stream") and isinstance(text, str) and (assembled := assemble(text)) is not None:
+        return assembled
+    return json_of(text)
+
+
+def json_of(text: object) -> Any:
+    """A captured body decoded, the text itself when it is no JSON, None when there is none."""
     if not isinstance(text, str) or not text:
         return None
-    if event.get("stream") and (assembled := assemble(text)) is not None:
-        return assembled
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

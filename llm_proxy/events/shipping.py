@@ -85,10 +85,7 @@ class Shipper:
     @property
     def stats(self) -> Stats:
         """How the shipment is doing; the backlog is what is not in the stream."""
-        self._stats.backlog = self._reader.backlog()
-        age = 0.0 if self._oldest is None else max(self._now() - self._oldest, 0) / 1000
-        self._stats.oldest_age = age if self._stats.backlog.count else 0.0
-        return self._stats
+        return self._stats.with_backlog(self._reader.backlog(), self._oldest, self._now())
 
     def stop(self) -> None:
         """Ship what can be shipped, then end."""

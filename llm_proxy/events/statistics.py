@@ -1,7 +1,7 @@
 """How the log of events is doing, for the management API, health, metrics."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from llm_proxy.events.dispatcher import Stats
 from llm_proxy.events.reading import Backlog
-from llm_proxy.events.stream import GroupState, StreamState
+from llm_proxy.events.stream import StreamState
 from llm_proxy.metrics import SPOOL
 
 
@@ -71,23 +71,7 @@ def shown(report: Report, stream: StreamState | None = None) -> dict[str, Any]:
 
 def shown_stream(stream: StreamState) -> dict[str, Any]:
     """The stream for programs that read JSON."""
-    return {
-        "key": stream.key,
-        "available": stream.available,
-        "length": stream.length,
-        "bytes": stream.bytes,
-        "groups": [_group(group) for group in stream.groups],
-    }
-
-
-def _group(group: GroupState) -> dict[str, Any]:
-    return {
-        "name": group.name,
-        "consumers": group.consumers,
-        "lag": group.lag,
-        "pending": group.pending,
-        "dead_letters": group.dead_letters,
-    }
+    return asdict(stream)
 
 
 def _sink(name: str, stats: Stats) -> dict[str, Any]:

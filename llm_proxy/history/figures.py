@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llm_proxy.events import Event
+from llm_proxy.events import HITS, Event
 
 # Milliseconds. Steps are finer where completions end, since percentiles are estimated within a step.
 _TO_A_SECOND = (1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 700, 1000)
@@ -15,7 +15,6 @@ _SECONDS = tuple(bound / 1000 for bound in BOUNDS_MS)
 SUMS = ("calls", "errors", "cache_hits", "prompt_tokens", "completion_tokens", "overhead_us")
 COLUMNS = (*SUMS, *(f"ms_{bound}" for bound in BOUNDS_MS), "ms_more")
 
-HITS = ("hit", "conditional-hit")
 # What a client got that ended so was no answer, whatever its status had promised.
 FAILED = frozenset({"refused", "upstream_failed", "upstream_incomplete", "aborted_by_shutdown", "internal_error"})
 

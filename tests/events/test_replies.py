@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_proxy.events.replies import assemble, reply_of
+from llm_proxy.events.replies import assemble, json_of, reply_of
 
 
 def sse(*payloads: Any, names: bool = False, end: str = "\n") -> str:
@@ -292,3 +292,8 @@ def test_no_nonsense_of_a_provider_breaks_it(parts: list[tuple[Any, dict[str, st
 )
 def test_the_reply_of_an_event(event: dict[str, Any], reply: Any) -> None:
     assert reply_of(event) == reply
+
+
+@pytest.mark.parametrize(("text", "value"), [('{"a":1}', {"a": 1}), ("text", "text"), ("", None), (None, None), (5, None)])
+def test_a_captured_body_is_decoded(text: object, value: object) -> None:
+    assert json_of(text) == value

@@ -8,9 +8,9 @@ from typing import Any
 import aiohttp
 
 from llm_proxy.clock import from_rfc3339
-from llm_proxy.events.replies import reply_of
+from llm_proxy.events.replies import json_of, reply_of
 from llm_proxy.events.sinks.contract import Document, Verdict
-from llm_proxy.events.sinks.http import json_of, post
+from llm_proxy.events.sinks.http import post
 from llm_proxy.secret import Secret
 
 # What Helicone asks for in place of an address that it does not know the prices of.

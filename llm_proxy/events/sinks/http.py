@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
 
 import aiohttp
 import orjson
@@ -63,13 +62,3 @@ def verdict_of(status: int, retry_after: str, answer: bytes, now: float) -> Verd
 def seconds_of(retry_after: str, now: float) -> float:
     """The seconds that a Retry-After asks for, within reason, 0 when it makes no sense."""
     return min(seconds_asked(retry_after, now), LONGEST_RETRY_AFTER)
-
-
-def json_of(text: object) -> Any:
-    """A captured body decoded, the text itself when it is no JSON, None when there is none."""
-    if not isinstance(text, str) or not text:
-        return None
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return text

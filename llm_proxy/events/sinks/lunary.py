@@ -8,9 +8,9 @@ import aiohttp
 import orjson
 
 from llm_proxy.clock import from_rfc3339, to_rfc3339
-from llm_proxy.events.replies import reply_of
+from llm_proxy.events.replies import json_of, reply_of
 from llm_proxy.events.sinks.contract import DELIVERED, Document, Verdict
-from llm_proxy.events.sinks.http import json_of, post
+from llm_proxy.events.sinks.http import post
 from llm_proxy.secret import Secret, redact
 
 # A run is known by the id of its event, so that Lunary itself drops what is delivered twice.

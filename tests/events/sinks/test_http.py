@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_proxy.events.sinks.http import json_of, seconds_of, verdict_of
+from llm_proxy.events.sinks.http import seconds_of, verdict_of
 
 NOW = 1_790_000_000.0
 
@@ -43,8 +43,3 @@ def test_a_reason_quotes_the_answer_without_secrets() -> None:
 )
 def test_how_long_a_sink_asks_to_be_left_alone(text: str, seconds: float) -> None:
     assert seconds_of(text, NOW) == seconds
-
-
-@pytest.mark.parametrize(("text", "value"), [('{"a":1}', {"a": 1}), ("text", "text"), ("", None), (None, None), (5, None)])
-def test_a_captured_body_is_decoded(text: object, value: object) -> None:
-    assert json_of(text) == value
