@@ -18,7 +18,7 @@ MOST = 200
 Guarded = Callable[[web.Request, Who], Awaitable[web.StreamResponse]]
 Route = tuple[str, str, Guarded]
 
-_LIMIT = re.compile(r"[1-9][0-9]{0,2}")
+_LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -121,15 +121,15 @@ def page(parameters: dict[str, str]) -> Page:
     return Page(limit, after)
 
 
-def limit_of(parameters: dict[str, str]) -> int:
+def limit_of(parameters: dict[str, str], usual: int = 50, most: int = MOST) -> int:
     """How many entries a page may have, taken out of the parameters.
 
     Raises:
-        InvalidField: `limit` is not a number from 1 to 200.
+        InvalidField: `limit` is not a number from 1 to `most`.
     """
-    limit = parameters.pop("limit", "50")
-    if not _LIMIT.fullmatch(limit) or int(limit) > MOST:
-        raise InvalidField("limit", f"give a whole number from 1 to {MOST}.")
+    limit = parameters.pop("limit", str(usual))
+    if not _LIMIT.fullmatch(limit) or int(limit) > most:
+        raise InvalidField("limit", f"give a whole number from 1 to {most}.")
     return int(limit)
 
 
