@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from functools import wraps
 from typing import Any, NoReturn
 
@@ -11,13 +11,14 @@ from aiohttp import web
 from llm_proxy.audit import Who
 from llm_proxy.db.sql import Page
 from llm_proxy.errors import ApiError, InvalidField
-from llm_proxy.middleware import Handler, answer_json, ask_for_body, operator
+from llm_proxy.middleware import Handler, answer_json, ask_for_body, decide_later, operator
 
 MOST = 200
 
 Guarded = Callable[[web.Request, Who], Awaitable[web.StreamResponse]]
+Route = tuple[str, str, Guarded]
 
-_LIMIT = re.compile(r"[1-9][0-9]{0,2}")
+_LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -31,6 +32,12 @@ def guarded(handler: Guarded) -> Handler:
         return await handler(request, who)
 
     return serve
+
+
+def add_guarded(app: web.Application, routes: Iterable[Route]) -> None:
+    """Add routes that serve only an operator to a site's application."""
+    for method, path, handler in routes:
+        app.router.add_route(method, path, guarded(handler), expect_handler=decide_later)
 
 
 async def json_object(request: web.Request) -> dict[str, object]:
@@ -114,15 +121,15 @@ def page(parameters: dict[str, str]) -> Page:
     return Page(limit, after)
 
 
-def limit_of(parameters: dict[str, str]) -> int:
+def limit_of(parameters: dict[str, str], usual: int = 50, most: int = MOST) -> int:
     """How many entries a page may have, taken out of the parameters.
 
     Raises:
-        InvalidField: `limit` is not a number from 1 to 200.
+        InvalidField: `limit` is not a number from 1 to `most`.
     """
-    limit = parameters.pop("limit", "50")
-    if not _LIMIT.fullmatch(limit) or int(limit) > MOST:
-        raise InvalidField("limit", f"give a whole number from 1 to {MOST}.")
+    limit = parameters.pop("limit", str(usual))
+    if not _LIMIT.fullmatch(limit) or int(limit) > most:
+        raise InvalidField("limit", f"give a whole number from 1 to {most}.")
     return int(limit)
 
 

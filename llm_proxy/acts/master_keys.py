@@ -9,6 +9,7 @@ from llm_proxy.acts.fields import LIMITS, Field, boolean, identifier, models, re
 from llm_proxy.audit import Who
 from llm_proxy.clock import now_ms, to_rfc3339
 from llm_proxy.context import Context
+from llm_proxy.db import Connection
 from llm_proxy.errors import AlreadyExists, ApiError, Conflict, InvalidField, NotFound
 from llm_proxy.ids import new_id
 from llm_proxy.master_keys import MasterKey
@@ -64,16 +65,18 @@ def _columns(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 async def get(context: Context, id: str) -> MasterKey:
     """One master key."""
-    found = await master_keys.get(context.database, id)
+    return await _existing(context.database, id)
+
+
+async def _existing(connection: Connection, id: str) -> MasterKey:
+    found = await master_keys.get(connection, id)
     if found is None:
         raise NotFound("master key")
     return found
 
 
 async def _found(act: Act, id: str) -> MasterKey:
-    found = await master_keys.get(act.tx, id)
-    if found is None:
-        raise NotFound("master key")
+    found = await _existing(act.tx, id)
     act.token_id, act.project_id = id, DEFAULT_ID
     return found
 

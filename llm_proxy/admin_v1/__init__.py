@@ -3,11 +3,10 @@
 from aiohttp import web
 
 from llm_proxy.admin_v1 import checks, configuration, master_keys, providers
-from llm_proxy.middleware import decide_later
-from llm_proxy.requests import Guarded, guarded
+from llm_proxy.requests import Route, add_guarded
 
 _NAMES = ("master-keys", "credentials")
-_MASTER_KEYS: tuple[tuple[str, str, Guarded], ...] = (
+_MASTER_KEYS: tuple[Route, ...] = (
     ("POST", "", master_keys.create),
     ("GET", "/{id}", master_keys.get),
     ("PUT", "/{id}", master_keys.update),
@@ -15,7 +14,7 @@ _MASTER_KEYS: tuple[tuple[str, str, Guarded], ...] = (
     ("POST", "/{id}/rotate", master_keys.rotate),
     ("PATCH", "/{id}/status", master_keys.set_status),
 )
-ROUTES: tuple[tuple[str, str, Guarded], ...] = (
+ROUTES: tuple[Route, ...] = (
     ("GET", "/admin/v1/providers", providers.find),
     ("POST", "/admin/v1/providers", providers.create),
     ("GET", "/admin/v1/providers/{id}", providers.get),
@@ -24,11 +23,7 @@ ROUTES: tuple[tuple[str, str, Guarded], ...] = (
     ("PATCH", "/admin/v1/providers/{id}/status", providers.set_status),
     ("GET", "/admin/v1/master-keys", master_keys.find),
     ("GET", "/admin/v1/credentials", master_keys.find_credentials),
-    *(
-        (method, f"/admin/v1/{name}{path}", serve)
-        for name in ("master-keys", "credentials")
-        for method, path, serve in _MASTER_KEYS
-    ),
+    *((method, f"/admin/v1/{name}{path}", serve) for name in _NAMES for method, path, serve in _MASTER_KEYS),
     ("GET", "/admin/v1/config/version", configuration.version),
     ("POST", "/admin/v1/config/reload", configuration.reload),
     ("POST", "/admin/v1/auth/validate", configuration.validate),
@@ -39,5 +34,4 @@ ROUTES: tuple[tuple[str, str, Guarded], ...] = (
 
 def add_routes(app: web.Application) -> None:
     """Add every route to a site's application."""
-    for method, path, handler in ROUTES:
-        app.router.add_route(method, path, guarded(handler), expect_handler=decide_later)
+    add_guarded(app, ROUTES)

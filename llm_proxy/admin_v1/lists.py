@@ -1,6 +1,5 @@
 """Lists in the shape that scripts of the predecessor know."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,14 +7,11 @@ from aiohttp import web
 
 from llm_proxy.acts.configuration import shown as shown_version
 from llm_proxy.acts.fields import identifier
-from llm_proxy.errors import InvalidField
 from llm_proxy.middleware import CONTEXT, answer_json
-from llm_proxy.requests import parameters
+from llm_proxy.requests import limit_of, parameters
 
 # Those scripts know of no pages: what they manage fits into one.
 MOST = 1000
-
-_LIMIT = re.compile(r"[1-9][0-9]{0,3}")
 
 
 class Slice(NamedTuple):
@@ -32,10 +28,7 @@ def asked_slice(request: web.Request) -> Slice:
         InvalidField: one of them cannot be used, or there is another parameter.
     """
     given = parameters(request, ("limit", "after"))
-    limit = given.get("limit", str(MOST))
-    if not _LIMIT.fullmatch(limit) or int(limit) > MOST:
-        raise InvalidField("limit", f"give a whole number from 1 to {MOST}.")
-    return Slice(int(limit), identifier("after", given["after"]) if "after" in given else "")
+    return Slice(limit_of(given, MOST, MOST), identifier("after", given["after"]) if "after" in given else "")
 
 
 async def answer_list(

@@ -3,10 +3,9 @@
 from aiohttp import web
 
 from llm_proxy.manage import audit, cache, documents, events, projects, providers, tokens, usage
-from llm_proxy.middleware import decide_later
-from llm_proxy.requests import Guarded, guarded
+from llm_proxy.requests import Route, add_guarded
 
-ROUTES: tuple[tuple[str, str, Guarded], ...] = (
+ROUTES: tuple[Route, ...] = (
     ("GET", "/manage/projects", projects.find),
     ("POST", "/manage/projects", projects.create),
     ("GET", "/manage/projects/{id}", projects.get),
@@ -35,6 +34,5 @@ ROUTES: tuple[tuple[str, str, Guarded], ...] = (
 
 def add_routes(app: web.Application) -> None:
     """Add every route to the proxy site's application."""
-    for method, path, handler in ROUTES:
-        app.router.add_route(method, path, guarded(handler), expect_handler=decide_later)
+    add_guarded(app, ROUTES)
     app.router.add_get("/manage/openapi.yaml", documents.openapi)
