@@ -98,6 +98,8 @@ def answer_error(context: Context, request: web.Request, error: ApiError) -> web
     answer = show(request, error) if show else None
     if answer is None:
         answer = web.Response(status=error.status, body=dialects.error_body(error, "", request_id), headers=headers)
+    for name, value in headers.items():
+        answer.headers.setdefault(name, value)
     if "Expect" in request.headers:
         # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
         answer.force_close()
