@@ -20,9 +20,7 @@ from llm_proxy.operators import name_of
 from llm_proxy.sessions import Session
 
 # Of these a form shows the problem beside the field; anything else is a page of its own.
-ABOUT_FIELDS = frozenset(
-    {"invalid_field", "masked_secret", "already_exists", "several_providers", "built_in_project", "invalid_json"}
-)
+ABOUT_FIELDS = frozenset({"invalid_field", "masked_secret", "already_exists", "built_in_project"})
 
 
 @dataclass(frozen=True)
