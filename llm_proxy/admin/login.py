@@ -5,7 +5,6 @@ import re
 import aiohttp_jinja2
 from aiohttp import web
 
-from llm_proxy import __version__
 from llm_proxy.acts import sessions as acts
 from llm_proxy.admin import cookies, forms
 from llm_proxy.admin.visits import Visit, check_origin, recognise, refuse, see
@@ -35,7 +34,7 @@ async def form(request: web.Request) -> web.Response:
 def _shown(request: web.Request, wanted: str, problem: str = "", status: int = 200) -> web.Response:
     # The form's seal follows from a cookie of its own: before a session there is no other.
     key = cookies.read(request, cookies.LOGIN) or cookies.fresh()
-    facts = {"next": wanted, "problem": problem, "seal": forms.seal_of(key), "version": __version__}
+    facts = {"next": wanted, "problem": problem, "seal": forms.seal_of(key)}
     response = aiohttp_jinja2.render_template("login.html", request, facts, status=status)
     cookies.write(request, response, cookies.LOGIN, key)
     return response
