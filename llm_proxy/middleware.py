@@ -98,6 +98,8 @@ def answer_error(context: Context, request: web.Request, error: ApiError) -> web
     answer = show(request, error) if show else None
     if answer is None:
         answer = web.Response(status=error.status, body=dialects.error_body(error, "", request_id), headers=headers)
+    for name, value in headers.items():
+        answer.headers.setdefault(name, value)
     if "Expect" in request.headers:
         # The client may or may not send its body now; only a closed connection leaves no doubt where the next request begins.
         answer.force_close()
@@ -155,10 +157,15 @@ def operator(request: web.Request) -> Who:
     try:
         return who(request, context.operators.recognise(request.headers.get("Authorization", ""), request[PEER].address))
     except ApiError as error:
-        event = event_of(who(request, "unknown"), "management.refuse", outcome="denied", reason=error.code)
-        # Ten wrong attempts are each worth a line; what follows them is one a minute.
-        if error.code == "too_many_failures":
-            context.audit.append_sampled(event, event.client_ip or "")
-        else:
-            context.audit.append(event)
+        audit_refusal(request, "management.refuse", error)
         raise
+
+
+def audit_refusal(request: web.Request, action: str, error: ApiError) -> None:
+    """Put into the audit log that what was given is no management token."""
+    audit, event = request.app[CONTEXT].audit, event_of(who(request, "unknown"), action, outcome="denied", reason=error.code)
+    # Ten wrong attempts are each worth a line; what follows them is one a minute.
+    if error.code == "too_many_failures":
+        audit.append_sampled(event, event.client_ip or "")
+    else:
+        audit.append(event)

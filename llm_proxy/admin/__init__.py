@@ -7,7 +7,7 @@ import aiohttp_jinja2
 import jinja2
 from aiohttp import web
 
-from llm_proxy import admin_v1
+from llm_proxy import __version__, admin_v1
 from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, tokens
 from llm_proxy.admin.display import FILTERS
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
@@ -114,7 +114,8 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app[SHOW_ERROR] = show_error
     app.on_response_prepare.append(protect)
     templates = jinja2.PackageLoader("llm_proxy.web")
-    aiohttp_jinja2.setup(app, loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, filters=FILTERS)
+    pages = aiohttp_jinja2.setup(app, loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, filters=FILTERS)
+    pages.globals["version"] = __version__
     for path in ("/", "/admin", "/admin/"):
         app.router.add_get(path, to_home)
     app.router.add_get("/admin/static/{name}", static)

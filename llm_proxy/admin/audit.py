@@ -21,14 +21,13 @@ OUTCOMES = ("success", "failure", "denied", "error")
 BATCH = 500
 
 
-def _asked(visit: Visit) -> tuple[dict[str, str], dict[str, Any]]:
-    """The filters as the form shows them, and as the table understands them.
+def _asked(given: Mapping[str, str]) -> dict[str, Any]:
+    """The filters of the form as the table understands them.
 
     Raises:
         InvalidField: a time is none.
     """
-    given = filters_of(visit.request, NAMES)
-    return given, {name: from_rfc3339(name, value) if name in TIMES else value for name, value in given.items()}
+    return {name: from_rfc3339(name, value) if name in TIMES else value for name, value in given.items()}
 
 
 async def find(visit: Visit) -> web.Response:
@@ -36,8 +35,7 @@ async def find(visit: Visit) -> web.Response:
     page, problems, rows = page_of(visit.request), dict[str, str](), list[AuditEvent]()
     given = filters_of(visit.request, NAMES)
     try:
-        _, asked = _asked(visit)
-        rows = await audit.find(visit.context.database, page, asked)
+        rows = await audit.find(visit.context.database, page, _asked(given))
     except InvalidField as error:
         problems = {error.param or "": error.message.partition(": ")[2].capitalize()}
     facts = {
@@ -64,7 +62,7 @@ async def export(visit: Visit) -> web.StreamResponse:
     if kind not in WRITERS:
         raise NotFound("export")
     write, content_type = WRITERS[kind]
-    _, asked = _asked(visit)
+    asked = _asked(filters_of(visit.request, NAMES))
     headers = {"Content-Type": content_type, "Content-Disposition": f'attachment; filename="audit.{kind}"'}
     response = web.StreamResponse(headers=headers)
     page, first = Page(BATCH), True

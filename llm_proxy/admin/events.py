@@ -1,9 +1,8 @@
 """The page of the delivery of events."""
 
 import asyncio
-import itertools
+import heapq
 import pathlib
-from collections import deque
 from typing import Any
 
 from aiohttp import web
@@ -25,7 +24,7 @@ async def show(visit: Visit) -> web.Response:
 
 def newest_letters(root: pathlib.Path) -> list[dict[str, Any]]:
     """The last dead letters of every log on this disk, newest first."""
-    by_time = sorted(deque(browsing.letters(root), maxlen=NEWEST * 10), key=lambda letter: str(letter.get("at")), reverse=True)
+    found = heapq.nlargest(NEWEST, browsing.letters(root), key=lambda letter: str(letter.get("at")))
     return [
         {
             "at": letter.get("at"),
@@ -34,5 +33,5 @@ def newest_letters(root: pathlib.Path) -> list[dict[str, Any]]:
             "event": event.get("id") if isinstance(event := letter.get("event"), dict) else None,
             "gap": gap.get("count") if isinstance(gap := letter.get("gap"), dict) else None,
         }
-        for letter in itertools.islice(by_time, NEWEST)
+        for letter in found
     ]

@@ -5,13 +5,12 @@ import re
 import aiohttp_jinja2
 from aiohttp import web
 
-from llm_proxy import __version__
 from llm_proxy.acts import sessions as acts
 from llm_proxy.admin import cookies, forms
 from llm_proxy.admin.visits import Visit, check_origin, recognise, refuse, see
-from llm_proxy.audit import event_of
 from llm_proxy.errors import ApiError
-from llm_proxy.middleware import CONTEXT, PEER, ask_for_body, who
+from llm_proxy.middleware import CONTEXT, PEER, ask_for_body, audit_refusal, who
+from llm_proxy.operators import name_of
 from llm_proxy.sessions import LONG_MS
 
 HOME = "/admin/"
@@ -35,7 +34,7 @@ async def form(request: web.Request) -> web.Response:
 def _shown(request: web.Request, wanted: str, problem: str = "", status: int = 200) -> web.Response:
     # The form's seal follows from a cookie of its own: before a session there is no other.
     key = cookies.read(request, cookies.LOGIN) or cookies.fresh()
-    facts = {"next": wanted, "problem": problem, "seal": forms.seal_of(key), "version": __version__}
+    facts = {"next": wanted, "problem": problem, "seal": forms.seal_of(key)}
     response = aiohttp_jinja2.render_template("login.html", request, facts, status=status)
     cookies.write(request, response, cookies.LOGIN, key)
     return response
@@ -60,7 +59,7 @@ async def log_in(request: web.Request) -> web.Response:
     if before := await recognise(request):
         await acts.end(context, before.who, before.session)
     long = given.get("long") == "on"
-    id, session = await acts.begin(context, who(request, f"operator:{operator[:8]}"), operator, long=long)
+    id, session = await acts.begin(context, who(request, name_of(operator)), operator, long=long)
     response = see(wanted)
     cookies.remove(request, response, cookies.LOGIN)
     cookies.write(request, response, cookies.SESSION, id.reveal(), LONG_MS // 1000 if session.is_long else None)
@@ -73,17 +72,12 @@ def _operator(request: web.Request, token: str) -> str:
     Raises:
         ApiError: `invalid_management_token`, `too_many_failures`.
     """
-    context, address = request.app[CONTEXT], request[PEER].address
     try:
-        operator = context.operators.admit(token, address)
+        operator = request.app[CONTEXT].operators.admit(token, request[PEER].address)
         if operator is None:
             raise ApiError("invalid_management_token", "This is not the management token. It is MANAGEMENT_TOKEN of this server.")
     except ApiError as error:
-        event = event_of(who(request, "unknown"), "admin.login", outcome="denied", reason=error.code)
-        if error.code == "too_many_failures":
-            context.audit.append_sampled(event, address)
-        else:
-            context.audit.append(event)
+        audit_refusal(request, "admin.login", error)
         raise
     return operator
 

@@ -79,11 +79,8 @@ async def _show(visit: Visit, project: Project, problems: Mapping[str, str]) -> 
 async def update(visit: Visit) -> web.Response:
     """Change name and limits."""
     id = visit.part("id")
-    given = read_fields(visit.form, CHANGES)
-    if id == projects.DEFAULT_ID:
-        given.pop("name")
     try:
-        await acts.update(visit.context, visit.who, id, given)
+        await acts.update(visit.context, visit.who, id, read_fields(visit.form, CHANGES))
     except ApiError as error:
         return await _show(visit, await acts.get(visit.context, id), problems_of(error, CHANGES))
     return visit.go(f"/admin/projects/{id}", "The project was changed.")

@@ -9,7 +9,6 @@ from urllib.parse import quote
 import aiohttp_jinja2
 from aiohttp import web
 
-from llm_proxy import __version__
 from llm_proxy.admin import cookies, forms
 from llm_proxy.admin.news import News, seal, unseal
 from llm_proxy.audit import Who, event_of
@@ -20,9 +19,7 @@ from llm_proxy.operators import name_of
 from llm_proxy.sessions import Session
 
 # Of these a form shows the problem beside the field; anything else is a page of its own.
-ABOUT_FIELDS = frozenset(
-    {"invalid_field", "masked_secret", "already_exists", "several_providers", "built_in_project", "invalid_json"}
-)
+ABOUT_FIELDS = frozenset({"invalid_field", "masked_secret", "already_exists", "built_in_project"})
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ class Visit:
 
     def show(self, template: str, facts: Mapping[str, Any], status: int = 200) -> web.Response:
         """A page, with the news that the act before it left."""
-        shown = {"form": {}, "problems": {}, **facts, "visit": self, "news": self.news, "version": __version__}
+        shown = {"form": {}, "problems": {}, **facts, "visit": self, "news": self.news}
         response = aiohttp_jinja2.render_template(template, self.request, shown, status=status)
         if self.news:
             cookies.remove(self.request, response, cookies.NEWS)
@@ -182,5 +179,5 @@ def show_error(request: web.Request, error: ApiError) -> web.Response | None:
     in_pages = request.path.startswith("/admin/") and not request.path.startswith(("/admin/v1/", "/admin/static/"))
     if not in_pages or "text/html" not in request.headers.get("Accept", ""):
         return None
-    facts = {"error": error, "request_id": request[IDS][0], "version": __version__, "visit": request.get(VISIT)}
+    facts = {"error": error, "request_id": request[IDS][0], "visit": request.get(VISIT)}
     return aiohttp_jinja2.render_template("error.html", request, facts, status=error.status)

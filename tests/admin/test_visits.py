@@ -51,6 +51,12 @@ async def test_errors_are_pages_for_people_and_json_for_programs(visitor: Visito
         assert (await visitor.get(path)).headers["Content-Type"] == "application/json"
 
 
+async def test_a_page_of_an_error_has_the_headers_of_the_error(visitor: Visitor) -> None:
+    page = await visitor.get("/admin/logout")
+    assert (page.status, page.headers["Allow"]) == (405, "POST")
+    assert page.headers["Content-Type"].startswith("text/html") and page.headers["Cache-Control"] == "no-store"
+
+
 async def test_a_field_that_comes_twice_and_a_form_of_another_kind_are_refused(visitor: Visitor) -> None:
     form = (await visitor.get("/admin/new-project")).form("/admin/projects")
     twice = f"seal={form.fields['seal']}&name=a&name=b"
