@@ -68,18 +68,23 @@ class Sessions:
         await tx.execute(f"INSERT INTO admin_sessions ({_COLUMNS}) VALUES ({places})", values)
         return Secret(id), session
 
-    async def recognise(self, id: str) -> Session | None:
-        """The session with this id, while it lasts."""
+    async def find(self, id: str) -> Session | None:
+        """The session with this id, while it lasts; that somebody looked at it does not make it last longer."""
         row = await self._database.fetch_one(
             f"SELECT {_COLUMNS} FROM admin_sessions WHERE id_hash = :id_hash", {"id_hash": hash_of(id)}
         )
         if row is None:
             return None
-        session, now = Session(**row), self._now()
-        if session.is_over(now) or session.management_hash not in self._operators:
+        session = Session(**row)
+        if session.is_over(self._now()) or session.management_hash not in self._operators:
             await end(self._database, session)
             return None
-        if now - session.last_seen_at >= MINUTE_MS:
+        return session
+
+    async def recognise(self, id: str) -> Session | None:
+        """The session with this id, while it lasts, of which its owner makes use now."""
+        session, now = await self.find(id), self._now()
+        if session and now - session.last_seen_at >= MINUTE_MS:
             # Not at every request: a page with its parts would be as many writes.
             sql = "UPDATE admin_sessions SET last_seen_at = :now WHERE id_hash = :id_hash"
             await self._database.execute(sql, {"now": now, "id_hash": session.id_hash})

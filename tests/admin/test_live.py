@@ -1,0 +1,100 @@
+"""Streams to open pages carry messages, and end with the page, the session or the process."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+
+import pytest
+from aiohttp import web
+from stage.house import House
+from stage.visitor import Visitor
+
+from llm_proxy.admin import live
+from llm_proxy.admin.visits import Visit, page
+from llm_proxy.middleware import CONTEXT, frame
+
+Messages = AsyncGenerator[Mapping[str, object], None]
+
+
+class Source:
+    """Says what it is given, and nothing at every tick otherwise."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Mapping[str, object]] = asyncio.Queue()
+        self.ended = asyncio.Event()
+
+    async def messages(self) -> Messages:
+        try:
+            while True:
+                try:
+                    yield await asyncio.wait_for(self.queue.get(), 0.02)
+                except TimeoutError:
+                    yield live.NOTHING
+        finally:
+            self.ended.set()
+
+    async def serve(self, visit: Visit) -> web.StreamResponse:
+        return await live.stream(visit, self.messages())
+
+
+@pytest.fixture
+async def source() -> Source:
+    return Source()
+
+
+@pytest.fixture
+async def url(house: House, source: Source) -> AsyncGenerator[str, None]:
+    """A site of this house with one stream."""
+    app = web.Application(middlewares=[frame])
+    app[CONTEXT] = house.context
+    app.router.add_get("/admin/stream", page(source.serve))
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/admin/stream"
+    await runner.cleanup()
+
+
+async def test_messages_arrive_at_once_and_the_source_ends_with_the_page(visitor: Visitor, source: Source, url: str) -> None:
+    async with visitor.session.get(url) as reply:
+        assert reply.content_type == "text/event-stream"
+        for message in ({"part": "<b>one</b>"}, {"part": "line\nbreak"}):
+            source.queue.put_nowait(message)
+            assert json.loads((await reply.content.readuntil(b"\n\n")).removeprefix(b"data: ")) == message
+        reply.close()
+    await asyncio.wait_for(source.ended.wait(), 1)
+
+
+async def test_a_stream_ends_with_its_session(
+    house: House, visitor: Visitor, source: Source, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.05)
+    async with visitor.session.get(url) as reply:
+        assert await reply.content.readuntil(b"\n\n") == b": still here\n\n"
+        await house.context.database.execute("UPDATE admin_sessions SET expires_at = 1")
+        await asyncio.wait_for(reply.read(), 1)
+    await asyncio.wait_for(source.ended.wait(), 1)
+
+
+async def test_a_stream_makes_no_session_last_longer(
+    house: House, visitor: Visitor, source: Source, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.05)
+    async with visitor.session.get(url) as reply:
+        await house.context.database.execute("UPDATE admin_sessions SET last_seen_at = last_seen_at - 600000")
+        before = await house.context.database.fetch_all("SELECT last_seen_at FROM admin_sessions")
+        for _ in range(3):
+            await reply.content.readuntil(b"\n\n")
+        assert await house.context.database.fetch_all("SELECT last_seen_at FROM admin_sessions") == before
+        reply.close()
+
+
+async def test_a_stream_ends_when_the_process_stops(house: House, visitor: Visitor, source: Source, url: str) -> None:
+    async with visitor.session.get(url) as reply:
+        house.context.stopping = True
+        await asyncio.wait_for(reply.read(), 1)
+
+
+async def test_a_stream_is_for_those_who_are_logged_in(stranger: Visitor, url: str) -> None:
+    async with stranger.session.get(url, allow_redirects=False) as reply:
+        assert (reply.status, reply.headers["Location"]) == (303, "/admin/login?next=/admin/stream")
