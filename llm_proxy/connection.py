@@ -6,9 +6,9 @@ import logging
 from typing import Any, cast
 
 from aiohttp import StreamReader, web
-from aiohttp.http import HttpRequestParser
+from aiohttp.http import HttpRequestParser, StreamWriter
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import MAX_HEAD_BYTES
@@ -25,17 +25,19 @@ LINGER_SECONDS = 1.0
 LONGEST_LINGER_SECONDS = 10.0
 WATCH_SECONDS = 1.0
 # llhttp does not know these two; to a client they are methods like TRACE.
+_LATE = web.PayloadAccessError()
 _FOREIGN_METHODS = (b"TRACK ", b"DEBUG ")
 
 
-class _Given:
-    """What is left of an answer once it is given, since aiohttp holds on to it until the next request."""
+class Given:
+    """An answer that is written already: whether the connection goes on is all that is left to know."""
 
     def __init__(self, keep_alive: bool) -> None:
         self.keep_alive = keep_alive
 
 
-_KEPT, _LAST = cast(web.StreamResponse, _Given(True)), cast(web.StreamResponse, _Given(False))
+# Nothing more of an answer is kept until the next request comes.
+_KEPT, _LAST = cast(web.StreamResponse, Given(True)), cast(web.StreamResponse, Given(False))
 
 
 class Connection(RequestHandler):
@@ -104,6 +106,71 @@ class Connection(RequestHandler):
             super().connection_made(wire)
         else:
             wire.abort()
+
+    async def start(self) -> None:
+        """Serve one request after the other until the connection ends.
+
+        Each runs here: in a task of its own, as aiohttp would have it, every call would wait for two more turns of the loop.
+        """
+        try:
+            while not self._force_close and await self._serve(*await self._next_message()):
+                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                if self._keepalive_handle is None:
+                    self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
+        except BaseException as error:
+            self.force_close()
+            if not isinstance(error, Exception):
+                raise
+            log.error("a connection failed by a mistake of this program", exc_info=error)
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _next_message(self) -> tuple[Any, StreamReader]:
+        if not self._messages:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message, body = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        return message, body
+
+    async def _serve(self, message: Any, body: StreamReader) -> bool:
+        """Serve one request; returns whether there may be another."""
+        factory, handler, task = self._request_factory, self._request_handler, self._task_handler
+        if factory is None or handler is None or task is None:
+            # The connection is lost.
+            return False
+        if isinstance(message, _ErrInfo):
+            handler, message = self._make_error_handler(message), ERROR
+        request = factory(message, body, self, StreamWriter(self, self._loop), task)
+        try:
+            answer, reset = await self._handle_request(request, None, handler)
+        except ConnectionError:
+            return False
+        finally:
+            # Or a request in a traceback would hold on to its task.
+            request._task = None  # type: ignore[assignment]
+        self._keepalive = bool(answer.keep_alive)
+        if not reset and not body.is_eof():
+            await self._drop_rest(body)
+        body.set_exception(_LATE)
+        return not reset and self._keepalive and not self._close and not self._force_close
+
+    async def _drop_rest(self, body: StreamReader) -> None:
+        """Read what a route of our own did not want to know; a client that takes too long with it is closed on."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONGEST_LINGER_SECONDS):
+                while not body.is_eof() and not self._force_close:
+                    await body.readany()
+        if not body.is_eof():
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes to the parser, watching how much of what kind has come since when."""
@@ -288,9 +355,13 @@ class Connection(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send the answer; where it is the connection's last, see to it that the client can read it."""
-        if self._close and isinstance(resp, web.StreamResponse):
-            resp.force_close()
-        resp, reset = await super().finish_response(request, resp, start_time)
+        reset = False
+        if isinstance(resp, Given):
+            request._finish()
+        else:
+            if self._close and isinstance(resp, web.StreamResponse):
+                resp.force_close()
+            resp, reset = await super().finish_response(request, resp, start_time)
         self._body_answered = self._body_answered or request.content is self._body
         if self._close or not resp.keep_alive:
             await self._linger()

@@ -27,7 +27,7 @@ class Failures:
 
     def refusal(self, address: str) -> ApiError | None:
         """`too_many_failures` for an address that has failed too often; what it refuses is no further failure."""
-        failures = self._of.get(_place(address))
+        failures = self._of.get(_place(address)) if self._of else None
         if failures is None or len(failures) < self._most:
             return None
         wait = math.ceil(WINDOW_SECONDS - (self._clock() - failures[0]))

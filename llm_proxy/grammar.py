@@ -1,5 +1,6 @@
 """The grammar of requests, stricter than the parser's where leniency has hurt proxies."""
 
+import functools
 import re
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -16,7 +17,7 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 # RFC 9110 section 5.6.2, less the underscore: CGI-like servers cannot tell `X_Api_Key` from `X-Api-Key`.
 _NAME = re.compile(rb"[!#$%&'*+\-.^`|~0-9A-Za-z]+")
 # RFC 9110 section 5.5, less obs-text, whose meaning nobody agrees on.
-_VALUE = re.compile(rb"[\t -~]*")
+_VALUES = re.compile(rb"[\t -~\n]*")
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
 # RFC 9110 section 7.2: a host and a port, and no user, path or list of hosts.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+;=-]*)(?::[0-9]*)?")
@@ -25,6 +26,7 @@ _WEBSOCKET = re.compile(rb"(?:^|,)\s*websocket\s*(?:$|[,/])", re.IGNORECASE)
 _SINGLE = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect", b"authorization"}
 )
+_LONGEST_KNOWN = 64
 _ABSOLUTE = re.compile(r"(https?)://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # Encoded separators and control characters mean one thing to the check and another to whoever decodes them next.
@@ -44,7 +46,7 @@ class Target(NamedTuple):
 
 def path_of(target: str) -> str:
     """The path of a target before anything of it was checked, only to decide who looks at it."""
-    absolute = _ABSOLUTE.fullmatch(target)
+    absolute = None if target[:1] == "/" else _ABSOLUTE.fullmatch(target)
     return (absolute[3] if absolute else target).partition("?")[0]
 
 
@@ -60,16 +62,10 @@ def check_head(method: str, version: tuple[int, int], headers: RawHeaders) -> No
     if not (1, 0) <= version <= (1, 1):
         raise ApiError("bad_request", "Only HTTP/1.1 and HTTP/1.0 are served here.")
     seen: set[bytes] = set()
-    size = 0
+    size = 4 * len(headers)
     for name, value in headers:
-        size += len(name) + len(value) + 4
-        if not _NAME.fullmatch(name):
-            raise ApiError(
-                "invalid_header", "A header name has a character that is not allowed; an underscore is not allowed either."
-            )
-        if not _VALUE.fullmatch(value):
-            raise ApiError("invalid_header", "A header value has a character that is not allowed: use printable ASCII.")
-        lowered = name.lower()
+        size += len(name) + len(value)
+        lowered = _known_name(name) if len(name) <= _LONGEST_KNOWN else _lowered(name)
         if lowered in _SINGLE:
             _check_single(lowered, value, version, twice=lowered in seen)
             seen.add(lowered)
@@ -79,10 +75,30 @@ def check_head(method: str, version: tuple[int, int], headers: RawHeaders) -> No
                 "WebSockets are not proxied. Use HTTP, with streaming where you need it.",
                 headers={"Upgrade": "HTTP/1.1"},
             )
+    _check_values([value for _, value in headers])
     if size > MAX_HEAD_BYTES:
         raise ApiError("headers_too_large", f"The headers are larger than {MAX_HEAD_BYTES} bytes together.")
     if b"content-length" in seen and b"transfer-encoding" in seen:
         raise ApiError("bad_request", "Content-Length and Transfer-Encoding exclude each other.")
+
+
+def _lowered(name: bytes) -> bytes:
+    if not _NAME.fullmatch(name):
+        raise ApiError(
+            "invalid_header", "A header name has a character that is not allowed; an underscore is not allowed either."
+        )
+    return name.lower()
+
+
+# The same few names come with every call; what is kept of what strangers send is bounded, in number and in length.
+_known_name = functools.lru_cache(maxsize=4096)(_lowered)
+
+
+def _check_values(values: list[bytes]) -> None:
+    # All at once, as a match for each would cost ten times as much; a line break inside a value would make one more of them.
+    together = b"\n".join(values)
+    if not _VALUES.fullmatch(together) or together.count(b"\n") >= max(1, len(values)):
+        raise ApiError("invalid_header", "A header value has a character that is not allowed: use printable ASCII.")
 
 
 def _check_single(name: bytes, value: bytes, version: tuple[int, int], *, twice: bool) -> None:
@@ -112,17 +128,24 @@ def read_target(method: str, target: str, host: str, allowed_hosts: Collection[s
         raise ApiError("target_too_long", f"The request target is longer than {MAX_TARGET_BYTES} bytes.")
     if allowed_hosts and _host_name(host) not in map(str.lower, allowed_hosts):
         raise ApiError("unknown_host", "This host name is not served here (ALLOWED_HOSTS).")
-    if absolute := _ABSOLUTE.fullmatch(target):
+    if target[:1] != "/" and (absolute := _ABSOLUTE.fullmatch(target)):
         if absolute[2].lower() != host.lower():
             raise ApiError("bad_request", "The host of the request target differs from the Host header.")
         target = absolute[3] if absolute[3].startswith("/") else "/" + absolute[3]
     if target == "*" and method == "OPTIONS":
         return Target("*", None)
+    return _known_origin_form(target) if len(target) <= _LONGEST_KNOWN else _origin_form(target)
+
+
+def _origin_form(target: str) -> Target:
     path, mark, query = target.partition("?")
     check_path(path)
     if mark:
         _check_query(query)
     return Target(path, query if mark else None)
+
+
+_known_origin_form = functools.lru_cache(maxsize=4096)(_origin_form)
 
 
 def _host_name(host: str) -> str:

@@ -33,6 +33,8 @@ ALWAYS = {"X-Content-Type-Options": "nosniff", "Server": "llm-proxy"}
 
 def peer_of_request(context: Context, request: web.BaseRequest) -> Peer:
     """Who sent a request, seen through the proxies that the settings trust."""
+    if not context.trusted_proxies:
+        return Peer(request.remote or "", request.scheme)
     return peer_of(
         request.remote or "",
         request.scheme,

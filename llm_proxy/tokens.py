@@ -298,10 +298,12 @@ class TokenCache:
             Overtaken: `token_inactive`, `project_inactive`.
             DatabaseUnavailable: it is not cached and cannot be looked up.
         """
-        if not well_formed(presented):
-            raise unknown_token()
-        key = hashlib.sha256(presented.encode()).digest()
-        token = self._cached(key) or await self._look_up(key, presented)
+        key = hashlib.sha256(presented.encode(errors="surrogatepass")).digest()
+        token = self._cached(key)
+        if token is None:
+            if not well_formed(presented):
+                raise unknown_token()
+            token = await self._look_up(key, presented)
         token.check(now_ms())
         return token
 

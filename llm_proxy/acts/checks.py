@@ -188,7 +188,7 @@ def request_of(provider: Provider, profile: Profile, ask: Ask, seconds: float) -
     assert provider.api_key is not None
     base = provider.api_base or profile.base_url
     path = ask.path.removeprefix("/v1") if base.endswith("/v1") else ask.path
-    auth, body = profile.auth_of(ask.path), orjson.dumps(ask.body) if ask.body is not None else None
+    auth, body = profile.at(ask.path).auth, orjson.dumps(ask.body) if ask.body is not None else None
     headers = [*profile.default_headers.items(), (auth.header, auth.value(provider.api_key.reveal()))]
     return Request(
         method=ask.method,
@@ -205,5 +205,5 @@ def request_of(provider: Provider, profile: Profile, ask: Ask, seconds: float) -
 
 def _query(profile: Profile, provider: Provider, path: str) -> str:
     params = provider.provider_params
-    query = {name: str(params.get(name.replace("-", "_"), value)) for name, value in profile.query_defaults(path).items()}
+    query = {name: str(params.get(name.replace("-", "_"), value)) for name, value in profile.at(path).query_defaults.items()}
     return f"?{urlencode(query)}" if query else ""

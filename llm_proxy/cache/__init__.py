@@ -19,7 +19,7 @@ class Lookup:
 
     Attributes:
         method: GET, HEAD, or POST when its client opted in; anything else has a `bypass`.
-        headers: all of the request's.
+        headers: all of the request's, of one that the cache has a part in.
         bypass: why the cache neither answers this request nor stores its response; None when it may do both.
         max_age: the oldest response that the client takes, in seconds; None for any age.
         min_fresh: for how many seconds more the response must be fresh.

@@ -1,5 +1,6 @@
 """Whether a call may be made, by pure rules over profiles, heads and bodies."""
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
@@ -300,7 +301,12 @@ def with_model(path: str, model: str) -> str:
 
 def needs_model(method: str, path: str) -> bool:
     """Whether a call runs a model, or a batch of such calls, so that naming none leaves the choice to others."""
-    return method == "POST" and matches_any(_MODEL_ENDPOINTS, path.removeprefix("/openai"))
+    return method == "POST" and _runs_model(path)
+
+
+@functools.lru_cache(maxsize=1024)
+def _runs_model(path: str) -> bool:
+    return matches_any(_MODEL_ENDPOINTS, path.removeprefix("/openai"))
 
 
 def allows(allowed: Sequence[str], model: str) -> bool:

@@ -5,7 +5,7 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from llm_proxy.errors import InvalidField
 
@@ -64,6 +64,23 @@ class Timeouts:
     total: float = 3600.0
 
 
+class Place(NamedTuple):
+    """What a profile says of one path.
+
+    Attributes:
+        endpoint: the pattern that admits it, None when none does.
+    """
+
+    endpoint: str | None
+    auth: Auth
+    query_defaults: Mapping[str, str]
+    caches_post: bool
+
+
+# Paths are the clients', so few are remembered, and no long ones.
+_MOST_PLACES, _LONGEST_KNOWN = 1000, 100
+
+
 def _first(table: Mapping[str, T], path: str, otherwise: T) -> T:
     return next((value for pattern, value in table.items() if matches(pattern, path)), otherwise)
 
@@ -99,21 +116,26 @@ class Profile:
     default_headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default_query: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def _places(self) -> dict[str, Place]:
+        return {}
+
     def admits(self, path: str) -> bool:
         """Whether this path may be called."""
-        return matches_any(self.allowed_endpoints, path)
+        return self.at(path).endpoint is not None
 
-    def endpoint_of(self, path: str) -> str | None:
-        """The pattern that admits a path: a name for it of which there are few."""
-        return next((pattern for pattern in self.allowed_endpoints if matches(pattern, path)), None)
-
-    def auth_of(self, path: str) -> Auth:
-        """How the key is sent to this path."""
-        return _first(self.auth_for, path, self.auth)
-
-    def query_defaults(self, path: str) -> Mapping[str, str]:
-        """The query parameters that a call of this path gets when it lacks them."""
-        return _first(self.default_query, path, {})
+    def at(self, path: str) -> Place:
+        """What is true of a path, worked out once for those that are called again and again."""
+        if place := self._places.get(path):
+            return place
+        endpoint = next((pattern for pattern in self.allowed_endpoints if matches(pattern, path)), None)
+        auth, query = _first(self.auth_for, path, self.auth), _first(self.default_query, path, {})
+        place = Place(endpoint, auth, query, matches_any(self.cacheable_post, path))
+        if len(path) <= _LONGEST_KNOWN:
+            if len(self._places) >= _MOST_PLACES:
+                self._places.clear()
+            self._places[path] = place
+        return place
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,10 @@ async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool, n
     if not request.can_read_body:
         return Body(length=length)
     content_type = request.headers.get("Content-Type", "")
-    body = Body(length=length, scanner=_scanner(content_type, restricted), finished=False)
+    scanner = _scanner(content_type) if restricted else None
+    if scanner is None and length and _is_there(request, length):
+        return Body(request.content.read_nowait(), length=length, size=length)
+    body = Body(length=length, scanner=scanner, finished=False)
     pieces, held, whole = _pieces(request, body, limit), bytearray(), is_read_whole(content_type)
     async for piece in pieces:
         held += piece
@@ -130,8 +133,14 @@ async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool, n
     return body
 
 
-def _scanner(content_type: str, restricted: bool) -> ModelScanner | None:
-    boundary = boundary_of(content_type) if restricted else None
+def _is_there(request: web.BaseRequest, length: int) -> bool:
+    """Whether all of a body has come already, as it mostly has, and may be held."""
+    content = request.content
+    return content.total_bytes == length <= HELD_BYTES and content.exception() is None
+
+
+def _scanner(content_type: str) -> ModelScanner | None:
+    boundary = boundary_of(content_type)
     return ModelScanner(boundary) if boundary else None
 
 

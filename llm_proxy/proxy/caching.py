@@ -9,7 +9,6 @@ import time
 from llm_proxy.cache import Entry, Hit, Lookup, Miss, OnlyIfCachedMiss, Revalidate, StaleWhileRevalidate, Terms, fields, rules
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import RawHeaders
-from llm_proxy.providers.profiles import matches_any
 from llm_proxy.proxy.call import Call, Route
 from llm_proxy.proxy.headers import CREDENTIALS
 
@@ -79,6 +78,8 @@ class Turn:
         Raises:
             ApiError: `only_if_cached`.
         """
+        if self.key is None and not self.lookup.only_if_cached:
+            return
         await self._look()
         if self.key is None or not self._may_wait():
             return
@@ -282,7 +283,7 @@ class _Capture:
 
 
 def _lists_post(call: Call, routes: list[Route]) -> bool:
-    return all(matches_any(route.profile.cacheable_post, call.target.path) for route in routes)
+    return all(route.profile.at(call.target.path).caches_post for route in routes)
 
 
 def _is_framed(status: int, headers: RawHeaders, limit: int) -> bool:

@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from aiohttp import hdrs, web
@@ -70,19 +69,57 @@ class Route(NamedTuple):
 
     def query_defaults(self, path: str) -> Mapping[str, str]:
         """The query parameters that a call of this path gets when it lacks them; the provider's own word goes first."""
-        params = self.provider.provider_params
-        return {name: str(params.get(name.replace("-", "_"), value)) for name, value in self.profile.query_defaults(path).items()}
+        defaults, params = self.profile.at(path).query_defaults, self.provider.provider_params
+        return {name: str(params.get(name.replace("-", "_"), value)) for name, value in defaults.items()}
+
+
+class _Waiting:
+    """A `with` block whose time is none of ours."""
+
+    __slots__ = ("_began", "_call")
+
+    def __init__(self, call: "Call") -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._call.waited += time.perf_counter() - self._began
 
 
 class Call:
     """One call between its head and its event."""
 
+    token: Token
+    recognised = False
+    model: str | None = None
+    wants_stream = False
+    wants_usage = False
+    reached_provider = False
+    published = False
+    sent_ns = 0
+    sent_at = 0.0
+    waited = 0.0
+    tee: Tee | None = None
+    replayed: Tee | None = None
+    counter: Counter | None = None
+    end_error: ApiError | None = None
+    deadline: asyncio.Timeout | None = None
+    _took_request = False
+    _asked_limits = False
+    _took_limits: Decision | None = None
+    _standing: Standing | None = None
+
     def __init__(self, context: Context, request: web.BaseRequest, peer: Peer) -> None:
+        self._began = time.perf_counter()
         self.context = context
         self.request = request
         self.target = Target(path_of(request.raw_path), None)
         self.peer = peer
         self.reply = Reply(request)
+        self.body = Body()
+        self.timings: list[tuple[str, float]] = []
         self.request_id = valid_request_id(request.headers.get("X-Request-ID")) or new_id()
         self.correlation_id = valid_request_id(request.headers.get("X-Correlation-ID"))
         self.event = Event(
@@ -93,28 +130,6 @@ class Call:
             method=request.method,
             path=shown(self.target.path) or "",
         )
-        self.token: Token
-        self.recognised = False
-        self.body = Body()
-        self.model: str | None = None
-        self.wants_stream = False
-        self.wants_usage = False
-        self.reached_provider = False
-        self.published = False
-        self.sent_ns = 0
-        self.sent_at = 0.0
-        self.tee: Tee | None = None
-        self.replayed: Tee | None = None
-        self.counter: Counter | None = None
-        self.end_error: ApiError | None = None
-        self.deadline: asyncio.Timeout | None = None
-        self.timings: list[tuple[str, float]] = []
-        self._took_request = False
-        self._asked_limits = False
-        self._took_limits: Decision | None = None
-        self._standing: Standing | None = None
-        self._began = time.perf_counter()
-        self._waited = 0.0
 
     @property
     def token_id(self) -> str:
@@ -191,28 +206,20 @@ class Call:
         """Seconds since the head of the request."""
         return time.perf_counter() - self._began
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time that client or provider takes, and not we."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._waited += time.perf_counter() - start
+    def waiting(self) -> "_Waiting":
+        """Time that client or provider takes, and not we: that of a `with` block."""
+        return _Waiting(self)
 
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """A part of the call that Server-Timing shows."""
-        start = time.perf_counter()
-        yield
-        self.timings.append((name, time.perf_counter() - start))
+    def timed(self, name: str, since: float) -> None:
+        """A part of the call that Server-Timing shows, from `since`, as `time.perf_counter` gave it, until now."""
+        self.timings.append((name, time.perf_counter() - since))
 
     def server_timing(self) -> bytes:
         """The Server-Timing header's value, in milliseconds."""
         total: dict[str, float] = {}
         for name, seconds in self.timings:
             total[name] = total.get(name, 0.0) + seconds
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in total.items()).encode()
+        return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in total.items()]).encode()
 
     def sent(self) -> None:
         """The request is handed to the provider's connection, so it counts from now on."""
@@ -240,7 +247,7 @@ class Call:
         event.outcome, event.status = outcome, self.reply.status
         event.code = error.code if error else None
         event.duration = self.elapsed()
-        event.overhead = max(0.0, event.duration - self._waited)
+        event.overhead = max(0.0, event.duration - self.waited)
         if self.tee:
             event.usage, event.stream = self._usage(self.tee), self.tee.is_event_stream
             # Where a mapping renamed it, the reply that passed says the client's name.

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 
 from aiohttp import HttpVersion11, web
 
@@ -98,21 +99,22 @@ async def answer_preflight(call: Call) -> Reply:
 
 async def authenticate(call: Call) -> Token:
     """The token of the call, mostly without the database; not even looked up where too many were unknown before."""
-    context, address = call.context, call.peer.address
-    with call.timed("auth"):
-        refusal = context.strangers.refusal(address)
-        try:
-            presented = presented_token(call.request.raw_headers)
-            if refusal and not context.tokens.has_served(presented):
-                raise refusal
-            return await context.tokens.authenticate(presented)
-        except ApiError as error:
-            if error.code != "invalid_token":
-                raise
-            if refusal:
-                raise refusal from error
-            context.strangers.count(address)
+    context, address, began = call.context, call.peer.address, time.perf_counter()
+    refusal = context.strangers.refusal(address)
+    try:
+        presented = presented_token(call.request.raw_headers)
+        if refusal and not context.tokens.has_served(presented):
+            raise refusal
+        token = await context.tokens.authenticate(presented)
+    except ApiError as error:
+        if error.code != "invalid_token":
             raise
+        if refusal:
+            raise refusal from error
+        context.strangers.count(address)
+        raise
+    call.timed("auth", began)
+    return token
 
 
 async def admit_head(call: Call) -> list[Route]:
@@ -124,9 +126,16 @@ async def admit_head(call: Call) -> list[Route]:
         raise ApiError(
             "model_not_found", "The project of this token has no usable provider. Its operator must add an API key to it."
         )
-    admitted = policy.admit([route.profile for route in routes], call.request.method, call.target.path, call.request.headers)
-    call.event.endpoint = admitted[0].endpoint_of(call.target.path)
-    return [route for route in routes if route.profile in admitted]
+    routes = admitted(call, routes)
+    call.event.endpoint = routes[0].profile.at(call.target.path).endpoint
+    return routes
+
+
+def admitted(call: Call, routes: list[Route], parameters: dict[str, object] | None = None) -> list[Route]:
+    """The routes whose profile lets the call through, at least one; without parameters, as far as its head says."""
+    profiles = [route.profile for route in routes]
+    through = policy.admit(profiles, call.request.method, call.target.path, call.request.headers, parameters)
+    return routes if len(through) == len(routes) else [route for route in routes if route.profile in through]
 
 
 def answer_expectation(call: Call) -> None:
@@ -142,25 +151,27 @@ def answer_expectation(call: Call) -> None:
 
 async def admit_body(call: Call, routes: list[Route]) -> list[Route]:
     """Read the body as far as rules and routing need it; what is left of the providers once it is known."""
-    request, allowed = call.request, call.token.allowed_models
-    limited = bool(allowed) or any(route.profile.param_whitelist for route in routes)
-    suffix = call.context.settings.provider_suffix
-    restricted = limited or bool(suffix) or any(not route.mapping.serves_all for route in routes)
+    request, suffix = call.request, call.context.settings.provider_suffix
+    limited = bool(call.token.allowed_models)
+    restricted = limited or bool(suffix)
+    for route in routes:
+        limited |= bool(route.profile.param_whitelist)
+        restricted |= limited or not route.mapping.serves_all
     if restricted and request.can_read_body and request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise ApiError("encoded_body", "This call's parameters must be read. Send the body without Content-Encoding.")
+    needed = limited or policy.needs_model(request.method, call.target.path)
     with call.waiting():
-        needed = limited or policy.needs_model(request.method, call.target.path)
         call.body = await read_body(request, call.context.settings.max_request_bytes, restricted=restricted, needed=needed)
-    parameters = read_parameters(call, strict=restricted)
-    call.wants_stream = (parameters or {}).get("stream") is True
-    call.wants_usage = asks_for_usage(parameters or {})
+    parameters = read_parameters(call, strict=restricted) or {}
+    call.wants_stream = parameters.get("stream") is True
+    call.wants_usage = asks_for_usage(parameters)
     call.model = policy.model_of(call.target.path, parameters)
     call.event.model = shown(call.model)
-    if suffix and parameters and isinstance(model := parameters.get("model"), str):
-        parameters = {**parameters, "model": without_suffix(model, suffix)}
-    profiles = [route.profile for route in routes]
-    admitted = policy.admit(profiles, request.method, call.target.path, request.headers, parameters or {})
-    return admit_model(call, [route for route in routes if route.profile in admitted])
+    if limited:
+        if suffix and isinstance(model := parameters.get("model"), str):
+            parameters = {**parameters, "model": without_suffix(model, suffix)}
+        routes = admitted(call, routes, parameters)
+    return admit_model(call, routes)
 
 
 def admit_model(call: Call, routes: list[Route]) -> list[Route]:
@@ -168,7 +179,7 @@ def admit_model(call: Call, routes: list[Route]) -> list[Route]:
     model = call.model and without_suffix(call.model, call.context.settings.provider_suffix)
     required = policy.needs_model(call.request.method, call.target.path)
     policy.check_model(call.token.allowed_models, model, required=required)
-    serving = [route._replace(model=name) for route, name in routing.serving(routes, model)]
+    serving = [Route(route.provider, route.profile, name) for route, name in routing.serving(routes, model)]
     if not serving:
         raise ApiError("model_not_found", "No provider of this token serves the model. GET /v1/models lists what is served.")
     return serving
@@ -186,14 +197,16 @@ def read_parameters(call: Call, *, strict: bool) -> dict[str, object] | None:
 
 async def take_limits(call: Call) -> None:
     """Take from rates and slots at once, before the body is waited for: a call that reads its body runs already."""
-    with call.timed("limit"):
-        await call.take_limits()
+    began = time.perf_counter()
+    await call.take_limits()
+    call.timed("limit", began)
 
 
 async def take_request(call: Call) -> None:
     """Take from the quota; refused, the rates and slots go back too, as they do for all that was refused before."""
-    with call.timed("limit"):
-        await call.take_request()
+    began = time.perf_counter()
+    await call.take_request()
+    call.timed("limit", began)
 
 
 async def answer_models(call: Call, routes: list[Route]) -> Reply:
@@ -211,8 +224,9 @@ async def respond(call: Call, routes: list[Route]) -> Reply:
     """Answer from the cache where HTTP allows it, else from a provider."""
     turn = Turn(call, routes)
     try:
-        with call.timed("cache"):
-            await turn.decide()
+        began = time.perf_counter()
+        await turn.decide()
+        call.timed("cache", began)
         if stored := turn.entry:
             if turn.wants_refresh:
                 refresh(call, routes, turn)

@@ -48,7 +48,7 @@ def request_to(call: Call, route: Route, turn: Turn, timeouts: Timeouts, on_sent
     assert key is not None
     sent = headers.to_provider(
         turn.request_headers(call.request.raw_headers),
-        auth=profile.auth_of(path),
+        auth=profile.at(path).auth,
         key=key.reveal(),
         defaults=profile.default_headers,
         request_id=call.request_id,

@@ -9,6 +9,7 @@ from http import HTTPStatus
 
 from aiohttp import HttpVersion11, web
 
+from llm_proxy.connection import Given
 from llm_proxy.errors import ClientGone
 
 DRAIN_SECONDS = 1.0
@@ -22,14 +23,14 @@ def _phrase(status: int) -> str:
         return ""
 
 
-class Reply:
+class Reply(Given):
     """One reply, framed by its length when that is known, else by chunks, for HTTP/1.0 by the end of the connection.
 
-    It stands where aiohttp expects a response: when the handler returns it, it is already written, and `prepare` and
-    `write_eof` have nothing left to do.
+    When the handler returns it, it is already written.
     """
 
     def __init__(self, request: web.BaseRequest) -> None:
+        super().__init__(request.keep_alive)
         self._request = request
         self._head = b""
         self._chunked = False
@@ -40,7 +41,6 @@ class Reply:
         self.sent_bytes = 0
         self.length: int | None = None
         self.asked_for_body = False
-        self.keep_alive = request.keep_alive
 
     def ask_for_body(self) -> None:
         """Send `100 Continue`, once the body is known to be wanted."""
@@ -146,12 +146,6 @@ class Reply:
         if self._by_close:
             _reset_on_close(transport)
         transport.abort()
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing: the head is written."""
-
-    async def write_eof(self) -> None:
-        """Nothing: the end is written, or must not be."""
 
 
 def _clean(reason: str) -> str:

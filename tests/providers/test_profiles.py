@@ -1,5 +1,9 @@
 """Provider profiles: the shipped file, matching by segments, and the reading of files good or bad."""
 
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -133,8 +137,12 @@ def test_openai_does_not_admit(shipped: Profiles, path: str) -> None:
     assert not shipped.get("openai").admits(path)
 
 
+def fields_of(profile: Profile) -> Iterator[tuple[str, Any]]:
+    return ((field.name, getattr(profile, field.name)) for field in dataclasses.fields(profile))
+
+
 def test_custom_has_openais_rules(shipped: Profiles) -> None:
-    openai, custom = vars(shipped.get("openai")).copy(), vars(shipped.get("custom")).copy()
+    openai, custom = (dict(fields_of(shipped.get(name))) for name in ("openai", "custom"))
     for own in ("name", "base_url"):
         assert openai.pop(own) != custom.pop(own)
     assert custom == openai
@@ -146,7 +154,7 @@ def test_custom_has_openais_rules(shipped: Profiles) -> None:
 )
 def test_anthropic_takes_bearer_for_openais_dialect(shipped: Profiles, path: str, auth: Auth) -> None:
     assert shipped.get("anthropic").admits(path)
-    assert shipped.get("anthropic").auth_of(path) == auth
+    assert shipped.get("anthropic").at(path).auth == auth
 
 
 def test_anthropic_version_has_a_default(shipped: Profiles) -> None:
@@ -171,7 +179,7 @@ def test_creating_a_batch_is_not_cacheable(shipped: Profiles) -> None:
 )
 def test_azure_versions_only_the_paths_that_need_one(shipped: Profiles, path: str, parameters: dict[str, str]) -> None:
     assert shipped.get("azure").admits(path)
-    assert shipped.get("azure").query_defaults(path) == parameters
+    assert shipped.get("azure").at(path).query_defaults == parameters
 
 
 def test_azure_does_not_admit_the_management_of_deployments(shipped: Profiles) -> None:
@@ -209,8 +217,8 @@ def test_the_first_pattern_that_fits_gives_auth_and_query() -> None:
         auth_for={"/v1/*": Auth("first"), "/v1/x": Auth("second")},
         default_query={"/v1/x": {"a": "1"}, "/v1/**": {"b": "2"}},
     )
-    assert [profile.auth_of(path).header for path in ("/v1/x", "/v2")] == ["first", "a"]
-    assert [profile.query_defaults(path) for path in ("/v1/x", "/v1/y", "/v2")] == [{"a": "1"}, {"b": "2"}, {}]
+    assert [profile.at(path).auth.header for path in ("/v1/x", "/v2")] == ["first", "a"]
+    assert [profile.at(path).query_defaults for path in ("/v1/x", "/v1/y", "/v2")] == [{"a": "1"}, {"b": "2"}, {}]
 
 
 def test_profiles_cannot_be_changed(shipped: Profiles) -> None:
