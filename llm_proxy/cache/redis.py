@@ -4,13 +4,13 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
 
-from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats
+from llm_proxy.cache import Count, Entry, Found, Held, Place, Selection, Stats
 from llm_proxy.cache.memory import MOST_VARIANTS
 from llm_proxy.cache.packed import pack, unpack
 from llm_proxy.cache.scripts import FORGET, LOOK_UP, MEASURE, PLACES, STORE
@@ -29,7 +29,10 @@ LONGEST_KEPT = 86_400.0
 LEAST_ROOM = 1 << 20
 BATCH = 1000
 MOST_OWED = 10_000
+# Somebody waits for a count, and an estimate serves him as well.
+MOST_COUNTED = 100_000
 
+_UNKNOWN = "so nobody knows what is in it. Try again shortly."
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\*?[]^-"})
 
 
@@ -132,20 +135,44 @@ class RedisStore:
         with self._needed("so not all that you named was purged. Purge again shortly."):
             return await (self._sweep(said) if said.key is None else self._forget_now([self._prefix + said.key]))
 
+    async def count(self, said: Selection) -> Count:
+        """How many entries a purge would forget; it ends where it has looked at `MOST_COUNTED` keys.
+
+        Raises:
+            ApiError: `cache_unavailable`.
+        """
+        if said.key is not None:
+            with self._needed(_UNKNOWN):
+                [(_, entries, _)] = await self._patiently(self._measure(keys=[self._prefix + said.key]))
+            return Count(entries)
+        found: dict[bytes, int] = {}
+        looked_at = 0
+        async with aclosing(self._measured()) as rows:
+            async for key, head, entries, _ in rows:
+                looked_at += 1
+                if _is_meant(said, head):
+                    found[key] = entries
+                if looked_at >= MOST_COUNTED:
+                    return Count(sum(found.values()), complete=False)
+        return Count(sum(found.values()))
+
     async def stats(self) -> Stats:
         """How much is stored; it looks at every key.
 
         Raises:
             ApiError: `cache_unavailable`.
         """
-        measured: dict[bytes, tuple[str, int, int]] = {}
-        with self._needed("so nobody knows what is in it. Try again shortly."):
+        measured = {key: (_project(head), entries, size) async for key, head, entries, size in self._measured()}
+        return _summed(measured.values())
+
+    async def _measured(self) -> AsyncGenerator[tuple[bytes, bytes, int, int], None]:
+        """Every key, some maybe twice, with its place, how many entries are under it, how many bytes it counts for."""
+        with self._needed(_UNKNOWN):
             if self._link.away:
                 raise ConnectionError("Redis is away")
             async for keys in self._batches():
-                rows = zip(keys, await self._patiently(self._measure(keys=keys)), strict=True)
-                measured |= {key: (_project(head), entries, size) for key, (head, entries, size) in rows}
-        return _summed(measured.values())
+                for key, row in zip(keys, await self._patiently(self._measure(keys=keys)), strict=True):
+                    yield key, *row
 
     @contextmanager
     def _needed(self, consequence: str) -> Iterator[None]:
@@ -164,8 +191,7 @@ class RedisStore:
         forgotten = 0
         async for keys in self._batches():
             rows = zip(keys, await self._patiently(self._places(keys=keys)), strict=True)
-            # What another version wrote may be what was named: a cache can always do without.
-            if meant := [key for key, head in rows if (place := _place(head)) is None or said.covers(place)]:
+            if meant := [key for key, head in rows if _is_meant(said, head)]:
                 forgotten += await self._forget_now(meant)
         return forgotten
 
@@ -223,6 +249,12 @@ def _place(head: bytes) -> Place | None:
     except (ValueError, TypeError):
         return None
     return Place(str(project), str(method), str(path))
+
+
+def _is_meant(said: Selection, head: bytes) -> bool:
+    # What another version wrote may be what was named: a cache can always do without.
+    place = _place(head)
+    return place is None or said.covers(place)
 
 
 def _project(head: bytes) -> str:
