@@ -1,5 +1,6 @@
 """The page of the delivery of events, with what sinks would not take."""
 
+import functools
 from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import urlencode
@@ -9,7 +10,7 @@ from aiohttp import web
 from llm_proxy.acts import events as acts
 from llm_proxy.admin.visits import Visit
 from llm_proxy.errors import ApiError
-from llm_proxy.events.letters import ALL, Chosen, Found, Retried
+from llm_proxy.events.letters import ALL, Chosen, Found, Retried, Tally
 from llm_proxy.events.statistics import shown
 
 HERE = "/admin/events"
@@ -33,20 +34,21 @@ async def show(visit: Visit) -> web.Response:
 
 def groups_of(found: Found) -> list[dict[str, Any]]:
     """Letters that can be retried or dropped together: those of a sink, then for each reason; the most first."""
-    sinks: dict[str, dict[str, int]] = {}
-    for (sink, reason), count in found.groups.items():
-        sinks.setdefault(sink, {})[reason] = count
+    sinks: dict[str, dict[str, Tally]] = {}
+    for (sink, reason), tally in found.groups.items():
+        sinks.setdefault(sink, {})[reason] = tally
     groups = []
     for sink, reasons in sorted(sinks.items()):
         if len(reasons) > 1:
-            groups.append(_group(sum(reasons.values()), Chosen(sink=sink)))
-        ordered = sorted(reasons.items(), key=lambda entry: -entry[1])[:MOST_GROUPS]
-        groups += [_group(count, Chosen(sink=sink, reason=reason)) for reason, count in ordered]
+            groups.append(_group(functools.reduce(Tally.plus, reasons.values()), Chosen(sink=sink)))
+        ordered = sorted(reasons.items(), key=lambda entry: -entry[1].total)[:MOST_GROUPS]
+        groups += [_group(tally, Chosen(sink=sink, reason=reason)) for reason, tally in ordered]
     return groups
 
 
-def _group(count: int, chosen: Chosen) -> dict[str, Any]:
-    return {"sink": chosen.sink, "reason": chosen.reason, "count": count, "chosen": said(chosen), "drop": drop_of(chosen)}
+def _group(tally: Tally, chosen: Chosen) -> dict[str, Any]:
+    group = {"sink": chosen.sink, "reason": chosen.reason, **tally._asdict()}
+    return {**group, "chosen": said(chosen), "drop": drop_of(chosen)}
 
 
 def said(chosen: Chosen) -> dict[str, str]:

@@ -3,10 +3,11 @@
 import asyncio
 import heapq
 import pathlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from llm_proxy.events.browsing import logs
 from llm_proxy.events.consuming import StreamLetters
@@ -45,6 +46,21 @@ class Chosen:
 ALL = Chosen()
 
 
+class Tally(NamedTuple):
+    """How many letters.
+
+    Attributes:
+        deliverable: how many of them hold an event.
+    """
+
+    total: int = 0
+    deliverable: int = 0
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Both together."""
+        return Tally(self.total + other.total, self.deliverable + other.deliverable)
+
+
 @dataclass(frozen=True)
 class Found:
     """What there is.
@@ -54,13 +70,13 @@ class Found:
         newest: the last ones, the newest first.
     """
 
-    groups: Mapping[tuple[str, str], int]
+    groups: Mapping[tuple[str, str], Tally]
     newest: Sequence[Letter]
 
     @property
     def count(self) -> int:
         """How many there are."""
-        return sum(self.groups.values())
+        return sum(tally.total for tally in self.groups.values())
 
 
 @dataclass
@@ -105,10 +121,11 @@ class AllLetters:
 
     async def find(self, chosen: Chosen = ALL, most: int = 1) -> Found:
         """How many there are, with the newest."""
-        groups: Counter[tuple[str, str]] = Counter()
+        groups: defaultdict[tuple[str, str], Tally] = defaultdict(Tally)
         newest: list[Letter] = []
         async for letter in self.read(chosen):
-            groups[letter.sink, letter.reason] += 1
+            key = letter.sink, letter.reason
+            groups[key] = groups[key].plus(Tally(1, letter.event is not None))
             newest.append(letter)
             if len(newest) > 2 * most:
                 newest = _newest(newest, most)

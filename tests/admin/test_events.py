@@ -15,7 +15,7 @@ from stage.visitor import Page, Visitor, visiting
 from llm_proxy.admin.events import MOST_GROUPS, NEWEST, groups_of
 from llm_proxy.events.consuming import StreamLetters
 from llm_proxy.events.dead_letters import FILE, DeadLetters
-from llm_proxy.events.letters import Found
+from llm_proxy.events.letters import Found, Tally
 from llm_proxy.events.replaying import Box
 from llm_proxy.events.stream import EventStream
 
@@ -75,6 +75,8 @@ async def test_letters_are_shown_by_reason_and_one_whole(stocked: Visitor) -> No
     text = page.text.replace("\u202f", " ")
     for shown in ("5 on this disk", "every reason lunary 5", "401 lunary 3", "400 lunary 1", "1 200 events", EVENTS[0]["id"]):
         assert shown in text, shown
+    chosen = [form.fields for form in page.forms if form.action == "/admin/events/retry"]
+    assert sorted(fields.get("reason", "") for fields in chosen) == ["", "400", "401"], "a gap cannot be retried"
     link = next(link for link in page.links if link.startswith("/admin/events/") and "drop" not in link)
     assert "1 200" in (await stocked.get(link)).text.replace("\u202f", " "), "the newest is the first"
     found = [await stocked.get(link) for link in page.links if link.startswith("/admin/events/") and "drop" not in link]
@@ -144,11 +146,12 @@ async def test_redis_that_is_away_takes_nothing_else_from_the_page(mortal_redis:
 
 
 def test_the_most_frequent_reasons_of_a_sink_come_first() -> None:
-    found = Found({("lunary", str(number)): number for number in range(1, MOST_GROUPS + 5)} | {("file", "one"): 7}, ())
+    of_lunary = {("lunary", str(number)): Tally(number, 1) for number in range(1, MOST_GROUPS + 5)}
+    found = Found({**of_lunary, ("file", "one"): Tally(7)}, ())
     groups = groups_of(found)
     assert [group["sink"] for group in groups] == ["file", *["lunary"] * (MOST_GROUPS + 1)]
     assert [group["reason"] for group in groups[:3]] == ["one", None, str(MOST_GROUPS + 4)]
-    assert groups[1]["count"] == sum(range(1, MOST_GROUPS + 5))
+    assert (groups[1]["total"], groups[1]["deliverable"]) == (sum(range(1, MOST_GROUPS + 5)), MOST_GROUPS + 4)
 
 
 async def test_only_the_newest_letters_are_shown(house: House, visitor: Visitor) -> None:
