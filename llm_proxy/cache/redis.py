@@ -9,11 +9,12 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 
 from llm_proxy.cache import Count, Entry, Found, Held, Place, Selection, Stats
 from llm_proxy.cache.memory import MOST_VARIANTS
 from llm_proxy.cache.packed import pack, unpack
-from llm_proxy.cache.scripts import FORGET, LOOK_UP, MEASURE, PLACES, STORE
+from llm_proxy.cache.scripts import COUNT, FORGET, LOOK_UP, MEASURE, PLACES, STORE
 from llm_proxy.errors import ApiError
 from llm_proxy.redis_link import BACKGROUND_PATIENCE, NO_ANSWER, PATIENCE, RedisLink
 
@@ -29,8 +30,8 @@ LONGEST_KEPT = 86_400.0
 LEAST_ROOM = 1 << 20
 BATCH = 1000
 MOST_OWED = 10_000
-# Somebody waits for a count, and an estimate serves him as well.
-MOST_COUNTED = 100_000
+# Somebody waits for a count, and to know that there are many serves him as well.
+COUNT_SECONDS = 0.5
 
 _UNKNOWN = "so nobody knows what is in it. Try again shortly."
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\*?[]^-"})
@@ -69,7 +70,7 @@ class RedisStore:
         self._owes_everything = False
         self._look_up, self._store = redis.register_script(LOOK_UP), redis.register_script(STORE)
         self._forget, self._places = redis.register_script(FORGET), redis.register_script(PLACES)
-        self._measure = redis.register_script(MEASURE)
+        self._entries, self._measure = redis.register_script(COUNT), redis.register_script(MEASURE)
 
     @property
     def degraded(self) -> bool:
@@ -136,23 +137,22 @@ class RedisStore:
             return await (self._sweep(said) if said.key is None else self._forget_now([self._prefix + said.key]))
 
     async def count(self, said: Selection) -> Count:
-        """How many entries a purge would forget; it ends where it has looked at `MOST_COUNTED` keys.
+        """How many entries a purge would forget; it ends after `COUNT_SECONDS`, wherever it is by then.
 
         Raises:
             ApiError: `cache_unavailable`.
         """
         if said.key is not None:
             with self._needed(_UNKNOWN):
-                [(_, entries, _)] = await self._patiently(self._measure(keys=[self._prefix + said.key]))
+                [(_, entries)] = await self._patiently(self._entries(keys=[self._prefix + said.key]))
             return Count(entries)
         found: dict[bytes, int] = {}
-        looked_at = 0
-        async with aclosing(self._measured()) as rows:
-            async for key, head, entries, _ in rows:
-                looked_at += 1
+        ends = time.monotonic() + COUNT_SECONDS
+        async with aclosing(self._rows(self._entries)) as rows:
+            async for key, (head, entries) in rows:
                 if _is_meant(said, head):
                     found[key] = entries
-                if looked_at >= MOST_COUNTED:
+                if time.monotonic() > ends:
                     return Count(sum(found.values()), complete=False)
         return Count(sum(found.values()))
 
@@ -162,17 +162,18 @@ class RedisStore:
         Raises:
             ApiError: `cache_unavailable`.
         """
-        measured = {key: (_project(head), entries, size) async for key, head, entries, size in self._measured()}
+        rows = self._rows(self._measure)
+        measured = {key: (_project(head), entries, size) async for key, (head, entries, size) in rows}
         return _summed(measured.values())
 
-    async def _measured(self) -> AsyncGenerator[tuple[bytes, bytes, int, int], None]:
-        """Every key, some maybe twice, with its place, how many entries are under it, how many bytes it counts for."""
+    async def _rows(self, script: AsyncScript) -> AsyncGenerator[tuple[bytes, Any], None]:
+        """Every key, some maybe twice, with what a script says of it."""
         with self._needed(_UNKNOWN):
             if self._link.away:
                 raise ConnectionError("Redis is away")
             async for keys in self._batches():
-                for key, row in zip(keys, await self._patiently(self._measure(keys=keys)), strict=True):
-                    yield key, *row
+                for key, row in zip(keys, await self._patiently(script(keys=keys)), strict=True):
+                    yield key, row
 
     @contextmanager
     def _needed(self, consequence: str) -> Iterator[None]:

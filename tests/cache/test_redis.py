@@ -98,11 +98,12 @@ async def test_a_purge_sees_every_key_of_many_and_leaves_those_of_others(
         await other.put(b"other")
         await bench.redis.set("limits", "1")
         assert (await bench.store.stats()).projects["p"].entries == 1200
+        monkeypatch.setattr(product, "COUNT_SECONDS", 60.0)
         assert await bench.store.count(selection(prefix="/v1")) == Count(1200)
         with monkeypatch.context() as patch:
-            patch.setattr(product, "MOST_COUNTED", 700)
+            patch.setattr(product, "COUNT_SECONDS", 0.0)
             found = await bench.store.count(selection(prefix="/v1"))
-            assert not found.complete and 690 < found.entries <= 700, "Redis may name a key twice, and the probe holds none"
+            assert not found.complete and found.entries < 1200
         assert await bench.store.purge(selection(prefix="/v1")) == 1200
         assert set(await bench.redis.keys()) - {b"a[*]?:probe", b"ab:probe"} == {b"limits", b"ab:k"}
 
