@@ -28,6 +28,7 @@ FLOORS = (
         "peers",
         "tasks",
         "redis_client",
+        "sse",
         "failures",
         "spreadsheet",
     },
