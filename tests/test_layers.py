@@ -34,7 +34,7 @@ FLOORS = (
     },
     {"changes", "redis_link", "news"},
     {"projects", "tokens", "audit", "usage", "running", "operators", "sessions"},
-    {"limits", "cache", "events", "providers", "master_keys", "token_counts"},
+    {"limits", "cache", "events", "providers", "master_keys", "token_counts", "chats"},
     {"upstream", "history"},
     {"context"},
     {"middleware", "guard", "acts"},
