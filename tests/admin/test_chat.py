@@ -19,6 +19,8 @@ from llm_proxy.admin.chat import ADVICE, dialect_among
 from llm_proxy.chats import ANTHROPIC, AZURE, OPENAI, Dialect
 from llm_proxy.db.sql import Page as Rows
 from llm_proxy.errors import RULES
+from llm_proxy.operators import name_of
+from llm_proxy.providers.profile_file import load_profiles, packaged_path
 from llm_proxy.tokens import find as find_tokens
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</textarea></pre>"
@@ -83,7 +85,7 @@ async def test_a_conversation_without_scripts(
 ) -> None:
     page = await ask(visitor, project_id=project, model="gpt-4o", system="Be brief.")
     assert page.path == "/admin/chat" and turns(page) == [("user", "Hello"), ("assistant", "Hello.")]
-    assert "1\u202f200 in, 7 out" in page.text and "First text" in page.text and "Tokens a second" in page.text
+    assert "1 200 in, 7 out" in page.text and "First text" in page.text and "Tokens a second" in page.text
     page = await ask(visitor, page, "More")
     assert turns(page) == [("user", "Hello"), ("assistant", "Hello."), ("user", "More"), ("assistant", "Hello.")]
     body = json.loads(provider.exchanges[1].body)
@@ -94,7 +96,9 @@ async def test_a_conversation_without_scripts(
     [token] = await find_tokens(house.context.database, Rows())
     assert (token.name, token.project_id, token.max_requests) == ("playground", project, 20)
     assert token.expires_at and token.expires_at - token.created_at <= 600_000
-    assert [event["project_id"] for event in await api.audit(action="token.create", actor="admin")] == [project]
+    [operator] = house.context.operators.fingerprints
+    [made] = await api.audit(action="token.create", project_id=project)
+    assert (made["actor"], made["details"]["token"]["name"]) == (name_of(operator), "playground")
     await until(lambda: len(house.events) == 2)
     assert {event.token_id for event in house.events} == {token.id}
 
@@ -102,8 +106,6 @@ async def test_a_conversation_without_scripts(
 async def test_a_reload_asks_nothing_again_and_no_other_session_sees_the_answer(
     house: House, visitor: Visitor, provider: ScriptedProvider, project: str
 ) -> None:
-    async with visitor.session.get(visitor.url + "/admin/chat") as reply:
-        assert reply.status == 200
     form = (await visitor.get("/admin/chat")).form("/admin/chat").fields
     fields = {**form, "project_id": project, "question": "Hello"}
     sent = await visitor.post("/admin/chat", fields, follow=False)
@@ -159,9 +161,7 @@ async def test_the_raw_exchange_has_heads_and_bytes_but_no_credentials(
     assert token.id and "sk-lp-" not in page.source.replace(page.form("/admin/chat").fields["seal"], "")
 
 
-async def test_a_script_gets_the_pieces_as_they_come(
-    house: House, visitor: Visitor, provider: ScriptedProvider, project: str
-) -> None:
+async def test_a_script_gets_the_pieces_as_they_come(visitor: Visitor, provider: ScriptedProvider, project: str) -> None:
     released = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
@@ -193,62 +193,45 @@ async def test_who_leaves_ends_the_providers_call(visitor: Visitor, provider: Sc
 BROKEN = b'data: {"choices":[{"delta":{"content":"Half an ans"}}]}\n\n'
 
 
-@pytest.mark.parametrize(
-    ("script", "says"),
-    [
-        (resets(STREAM_HEAD, chunk(BROKEN)), "upstream_"),
-        (sends(STREAM_HEAD, chunk(BROKEN), END), "The stream ended without its end"),
-        (sends(STREAM_HEAD, chunk(BROKEN), chunk(b"data: {nonsense\n\n"), END), "this is no stream of a chat"),
-        (
-            sends(STREAM_HEAD, chunk(BROKEN), chunk(b'data: {"error":{"message":"I am tired.","code":"tired"}}\n\n'), END),
-            "I am tired.",
-        ),
-    ],
-    ids=["reset", "no end", "no JSON", "error within"],
-)
-async def test_a_broken_stream_is_shown_as_broken(
-    visitor: Visitor, provider: ScriptedProvider, project: str, script: Script, says: str
-) -> None:
-    provider.script = script
-    page = await ask(visitor, project_id=project)
-    assert turns(page) == [("user", "Hello"), ("assistant broken", "Half an ans")]
-    assert says in alert(page), alert(page)
-    # It can be asked again as it stands, and is no part of the conversation.
-    assert page.form("/admin/chat").fields["question"] == "Hello" and page.form("/admin/chat").fields["conversation"] == "[]"
-    status, messages = await streamed(visitor, project_id=project)
-    assert status == 200 and isinstance(messages, list)
-    assert (
-        messages[0] == {"text": "Half an ans"} and messages[-1]["ok"] is False and says in html.unescape(messages[-1]["outcome"])
-    )
+TIRED = b'data: {"error":{"message":"I am tired.","code":"tired"}}\n\n'
+BREAKS: Mapping[str, Script] = {
+    "upstream_": resets(STREAM_HEAD, chunk(BROKEN)),
+    "The stream ended without its end": sends(STREAM_HEAD, chunk(BROKEN), END),
+    "this is no stream of a chat": sends(STREAM_HEAD, chunk(BROKEN), chunk(b"data: {nonsense\n\n"), END),
+    "I am tired.": sends(STREAM_HEAD, chunk(BROKEN), chunk(TIRED), END),
+}
 
 
-@pytest.mark.parametrize(
-    ("script", "code", "advice"),
-    [
-        (
-            sends(answer(b'{"error":{"message":"No such model.","code":"model_not_found"}}', status=b"404 Not Found")),
-            "model_not_found",
-            1,
-        ),
-        (sends(answer(b"<html>", b"text/html", b"500 Oops")), "Status 500.", 0),
-        (sends(answer(b'{"choices":[]}')), "with status 200, is no stream", 0),
-        (sends(answer(bytes(100_000), b"application/octet-stream")), "longer than", 0),
-    ],
-    ids=["refused", "no JSON", "no stream", "endless"],
-)
-async def test_what_is_no_answer_is_said_with_what_to_do(
-    visitor: Visitor, provider: ScriptedProvider, project: str, script: Script, code: str, advice: int
-) -> None:
-    provider.script = script
-    page = await ask(visitor, project_id=project)
-    assert page.status == 200 and code in alert(page), alert(page)
-    assert ('<a href="/admin/' in alert(page)) == bool(advice)
+async def test_a_broken_stream_is_shown_as_broken(visitor: Visitor, provider: ScriptedProvider, project: str) -> None:
+    for says, provider.script in BREAKS.items():
+        page = await ask(visitor, project_id=project)
+        assert turns(page) == [("user", "Hello"), ("assistant broken", "Half an ans")]
+        assert says in alert(page), alert(page)
+        # It can be asked again as it stands, and is no part of the conversation.
+        fields = page.form("/admin/chat").fields
+        assert (fields["question"], fields["conversation"]) == ("Hello", "[]")
+        status, messages = await streamed(visitor, project_id=project)
+        assert status == 200 and isinstance(messages, list)
+        assert messages[0] == {"text": "Half an ans"} and messages[-1]["ok"] is False
+        assert says in html.unescape(messages[-1]["outcome"])
 
 
-async def test_what_the_proxy_refuses_is_told_by_code_with_advice(
-    house: House, visitor: Visitor, provider: ScriptedProvider
-) -> None:
-    """No provider, a token that is none, one that is used up, a model that is not served, a provider that is away."""
+UNKNOWN = b'{"error":{"message":"No such model.","code":"model_not_found"}}'
+NO_ANSWERS: Mapping[str, Script] = {
+    "<code>model_not_found</code>": sends(answer(UNKNOWN, status=b"404 Not Found")),
+    "Status 500.": sends(answer(b"<html>", b"text/html", b"500 Oops")),
+    "with status 200, is no stream": sends(answer(b'{"choices":[]}')),
+    "longer than": sends(answer(bytes(100_000), b"application/octet-stream")),
+}
+
+
+async def test_what_is_no_answer_is_told(visitor: Visitor, provider: ScriptedProvider, project: str) -> None:
+    for says, provider.script in NO_ANSWERS.items():
+        page = await ask(visitor, project_id=project)
+        assert page.status == 200 and says in alert(page), alert(page)
+
+
+async def test_refusals_of_the_proxy_come_with_advice(house: House, visitor: Visitor, provider: ScriptedProvider) -> None:
     empty = (await projects.create(house.context, TESTER, {"name": "empty"})).id
     away = await house.project("http://127.0.0.1:9")
     served = await house.project(provider.url)
@@ -272,34 +255,32 @@ def test_advice_is_for_codes_that_there_are() -> None:
     assert ADVICE.keys() <= RULES.keys()
 
 
-@pytest.mark.parametrize(
-    ("fields", "field"),
-    [
-        ({"question": " "}, "question"),
-        ({"model": ""}, "model"),
-        ({"model": "a\nb"}, "model"),
-        ({"project_id": "", "token": ""}, "project_id"),
-        ({"project_id": "gone"}, "project_id"),
-        ({"token": "two words"}, "token"),
-        ({"dialect": "klingon"}, "dialect"),
-    ],
+WRONG: tuple[tuple[dict[str, str], str], ...] = (
+    ({"question": " "}, "question"),
+    ({"model": ""}, "model"),
+    ({"model": "a\nb"}, "model"),
+    ({"project_id": "", "token": ""}, "project_id"),
+    ({"project_id": "gone"}, "project_id"),
+    ({"token": "two words"}, "token"),
+    ({"dialect": "klingon"}, "dialect"),
 )
-async def test_errors_stand_beside_their_field(
-    visitor: Visitor, provider: ScriptedProvider, project: str, fields: dict[str, str], field: str
-) -> None:
-    given = {"project_id": project, "model": "gpt-4o", "question": "Hello", "system": "Be brief.", **fields}
-    page = await ask(visitor, **given)
-    assert page.status == 400 and list(page.problems) == [field]
-    assert page.form("/admin/chat").fields["system"] == "Be brief."
-    status, error = await streamed(visitor, **given)
-    assert status == 400 and isinstance(error, dict) and error["error"]["param"] == field
+
+
+async def test_errors_stand_beside_their_field(visitor: Visitor, provider: ScriptedProvider, project: str) -> None:
+    for fields, field in WRONG:
+        given = {"project_id": project, "model": "gpt-4o", "question": "Hello", "system": "Be brief.", **fields}
+        page = await ask(visitor, **given)
+        assert page.status == 400 and list(page.problems) == [field]
+        assert page.form("/admin/chat").fields["system"] == "Be brief."
+        status, error = await streamed(visitor, **given)
+        assert status == 400 and isinstance(error, dict) and error["error"]["param"] == field
     assert provider.exchanges == []
 
 
-@pytest.mark.parametrize("conversation", ["{", "[1]", "5", '[{"role":"system","content":"x"}]', '[{"role":"user","content":1}]'])
-async def test_a_conversation_that_is_none_is_refused(visitor: Visitor, project: str, conversation: str) -> None:
-    page = await ask(visitor, project_id=project, conversation=conversation)
-    assert page.status == 400 and "Begin a new one" in page.text
+async def test_a_conversation_that_is_none_is_refused(visitor: Visitor, project: str) -> None:
+    for conversation in ("{", "[1]", "5", '[{"role":"system","content":"x"}]', '[{"role":"user","content":1}]'):
+        page = await ask(visitor, project_id=project, conversation=conversation)
+        assert page.status == 400 and "Begin a new one" in page.text
 
 
 async def test_text_of_models_and_people_is_shown_as_text(visitor: Visitor, provider: ScriptedProvider, project: str) -> None:
@@ -336,7 +317,7 @@ async def test_a_token_that_was_revoked_is_replaced_by_the_next_question(
     assert turns(await ask(visitor, project_id=project))[-1] == ("assistant", "Hello.")
 
 
-@pytest.mark.parametrize("address", ["[::1]:0", ":0", "[::]:0", "0.0.0.0:0", "localhost:0"])
+@pytest.mark.parametrize("address", [":0", "[::]:0"])
 async def test_the_proxy_is_reached_wherever_it_listens(tmp_path: Any, provider: ScriptedProvider, address: str) -> None:
     provider.script = events("Hello.")
     async with open_house(settings_for(tmp_path, LISTEN_ADDR=address)) as house, visiting(house) as visitor:
@@ -374,7 +355,7 @@ async def test_models_are_offered_that_are_known_of_the_project(house: House, vi
     ],
     ids=str,
 )
-async def test_the_dialect_follows_from_who_serves_the_model(house: House, types: list[str], dialect: Dialect) -> None:
-    profiles = house.context.profiles.apis
+def test_the_dialect_follows_from_who_serves_the_model(types: list[str], dialect: Dialect) -> None:
+    profiles = load_profiles(packaged_path()).apis
     given = [one.partition(" at ") for one in types]
     assert dialect_among((profiles[name], f"https://a{path}" if path else "") for name, _, path in given) == dialect
