@@ -37,7 +37,7 @@ class Question:
     """What is asked, by whom.
 
     Attributes:
-        url: where the proxy listens.
+        url: where the proxy listens; with REUSE_PORT another process may answer there, which knows the same tokens.
         host: the name by which it is asked for; empty for that of `url`.
     """
 

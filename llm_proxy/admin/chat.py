@@ -14,7 +14,7 @@ from llm_proxy.admin.asking import Outcome, Question, ask
 from llm_proxy.admin.lists import filters_of
 from llm_proxy.admin.live import NOTHING, stream
 from llm_proxy.admin.playground import TOKEN_MINUTES, TOKEN_REQUESTS, Playground, Talk
-from llm_proxy.admin.snippets import model_for
+from llm_proxy.admin.snippets import OPENAI_MODEL, model_for
 from llm_proxy.admin.visits import PROXY, Visit, problems_of
 from llm_proxy.chats import ANTHROPIC, AZURE, DIALECTS, OPENAI, Dialect, Messages
 from llm_proxy.context import Context
@@ -75,9 +75,9 @@ async def _show(
 ) -> web.Response:
     choices = await _choices(visit.context, form.get("project_id", ""))
     chosen = form.get("project_id", choices[0].id if choices else "")
-    models = await models_of(visit.context, chosen)
+    models = await models_of(visit.context, chosen) or [OPENAI_MODEL]
     facts = {
-        "form": {"dialect": "", "project_id": chosen, "model": models[0] if models else "", **form},
+        "form": {"dialect": "", "project_id": chosen, "model": models[0], **form},
         "problems": problems,
         "projects": [(one.id, one.name) for one in choices],
         "dialects": CHOICES,

@@ -3,9 +3,11 @@
 import asyncio
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from stage.asking import until
 from stage.house import TESTER, House, open_house, settings_for
@@ -61,12 +63,18 @@ async def ask(visitor: Visitor, page: Page | None = None, question: str = "Hello
     return await visitor.send(page or await visitor.get("/admin/chat"), "/admin/chat", question=question, **fields)
 
 
-async def streamed(visitor: Visitor, **fields: str) -> tuple[int, list[dict[str, Any]] | dict[str, Any]]:
-    """Send a message as the page's script does; the messages that came, or the error."""
-    form = (await visitor.get("/admin/chat")).form("/admin/chat").fields
+@asynccontextmanager
+async def streaming(visitor: Visitor, **fields: str) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The answer to a message that is sent as the page's script does."""
+    form = (await visitor.get("/admin/chat")).form("/admin/chat").fields | {"question": "Hello", **fields}
     sent = {"Accept": "text/event-stream", "Origin": visitor.url}
-    data = {**form, "question": "Hello", **fields}
-    async with visitor.session.post(f"{visitor.url}/admin/chat", data=data, headers=sent) as reply:
+    async with visitor.session.post(f"{visitor.url}/admin/chat", data=form, headers=sent) as reply:
+        yield reply
+
+
+async def streamed(visitor: Visitor, **fields: str) -> tuple[int, list[dict[str, Any]] | dict[str, Any]]:
+    """The whole of it: the messages that came, or the error."""
+    async with streaming(visitor, **fields) as reply:
         text = await reply.text()
         if reply.content_type != "text/event-stream":
             return reply.status, json.loads(text)
@@ -170,9 +178,7 @@ async def test_a_script_gets_the_pieces_as_they_come(visitor: Visitor, provider:
         await exchange.send(chunk(b'data: {"choices":[{"delta":{"content":"two"}}]}\n\ndata: [DONE]\n\n'), END)
 
     provider.script = script
-    form = (await visitor.get("/admin/chat")).form("/admin/chat").fields | {"project_id": project, "question": "Hello"}
-    sent = {"Accept": "text/event-stream", "Origin": visitor.url}
-    async with visitor.session.post(f"{visitor.url}/admin/chat", data=form, headers=sent) as reply:
+    async with streaming(visitor, project_id=project) as reply:
         assert json.loads((await reply.content.readuntil(b"\n\n"))[6:]) == {"text": "one"}
         released.set()
         assert json.loads((await reply.content.readuntil(b"\n\n"))[6:]) == {"text": "two"}
@@ -180,14 +186,22 @@ async def test_a_script_gets_the_pieces_as_they_come(visitor: Visitor, provider:
     assert last["ok"] is True and "Raw exchange" in last["outcome"]
 
 
-@pytest.mark.parametrize("when", ["before its head", "in mid-stream"])
-async def test_who_leaves_ends_the_providers_call(visitor: Visitor, provider: ScriptedProvider, project: str, when: str) -> None:
-    provider.script = holds() if when == "before its head" else holds(STREAM_HEAD, chunk(b'data: {"choices":[]}\n\n'))
+async def test_who_leaves_before_the_answer_begins_ends_the_call(
+    visitor: Visitor, provider: ScriptedProvider, project: str
+) -> None:
+    provider.script = holds()
     asking = asyncio.ensure_future(streamed(visitor, project_id=project))
     exchange = await provider.next_exchange()
-    await asyncio.sleep(0.05)
     asking.cancel()
     await asyncio.wait_for(exchange.closed.wait(), 2)
+
+
+async def test_who_leaves_in_mid_stream_ends_the_call(visitor: Visitor, provider: ScriptedProvider, project: str) -> None:
+    provider.script = holds(STREAM_HEAD, chunk(BROKEN))
+    async with streaming(visitor, project_id=project) as reply:
+        await reply.content.readuntil(b"\n\n")
+        reply.close()
+    await asyncio.wait_for(provider.exchanges[0].closed.wait(), 2)
 
 
 BROKEN = b'data: {"choices":[{"delta":{"content":"Half an ans"}}]}\n\n'

@@ -6,9 +6,11 @@ import json
 import pytest
 from playwright.async_api import expect
 from stage.chromium import MISSING, PATH, Watched, open_chromium
-from stage.house import MANAGEMENT_TOKEN, House
+from stage.house import MANAGEMENT_TOKEN, TESTER, House
 from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, answer, chunk
 from stage.scripts import holds, resets, sends
+
+from llm_proxy.acts import providers
 
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason=MISSING)
 
@@ -27,6 +29,9 @@ async def test_answers_stream_stop_and_fail_in_place(house: House, provider: Scr
     site, go_on = house.sites.admin, asyncio.Event()
     assert site
     await house.project(provider.url, name="Support")
+    mapped = await house.project(provider.url, name="Mapped")
+    [key] = await providers.of_project(house.context, mapped)
+    await providers.update(house.context, TESTER, mapped, key.id, {"model_mapping": {"fast": "gpt-4o-mini"}})
 
     async def in_two_pieces(exchange: Exchange) -> None:
         await exchange.send(STREAM_HEAD, event("Hello, " + EVIL))
@@ -38,6 +43,12 @@ async def test_answers_stream_stop_and_fail_in_place(house: House, provider: Scr
         tab = Watched(await browser.new_page(timezone_id="Europe/Berlin", locale="en-GB"), site)
         await tab.log_in()
         await tab.open("chat")
+        # Another project has other models to offer.
+        offered = tab.page.locator("#models option")
+        await tab.page.select_option("#project_id", label="Mapped")
+        await expect(offered).to_have_attribute("value", "fast")
+        await tab.page.select_option("#project_id", label="Support")
+        await expect(offered).to_have_attribute("value", "gpt-4o-mini")
         page, said = tab.page, tab.page.locator(".said .text")
         await page.fill("#question", "Greet me")
         await page.keyboard.press("Control+Enter")

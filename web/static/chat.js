@@ -98,7 +98,7 @@ form.addEventListener("submit", async (event) => {
   } catch (error) {
     const stopped = error.name === "AbortError";
     isKept = stopped && turns[1].querySelector(".text").textContent !== "";
-    if (stopped) turns[1].classList.add("stopped");
+    if (stopped) turns[1].querySelector("h3").textContent = "Model, stopped";
     showProblem(stopped ? "Stopped. The provider’s call has ended too." : BROKEN);
   }
   running = null;
@@ -115,6 +115,7 @@ form.addEventListener("submit", async (event) => {
     // It can be sent again as it is; then what stands of this attempt goes.
     for (const turn of turns) turn.classList.add("failed");
     turns[1].classList.add("broken");
+    turns[1].querySelector("h3").textContent = "Model, broken off";
     if (!text) turns[1].remove();
     question.value ||= asked;
   }
