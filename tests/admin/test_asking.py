@@ -49,7 +49,11 @@ async def test_an_answer_without_an_end_is_left_once_it_is_too_long(house: House
     assert MOST_TEXT < len(outcome.text) <= MOST_TEXT + 70_000 and len(outcome.raw) == MOST_RAW < outcome.size
 
 
-@pytest.mark.parametrize(("dialect", "header"), [(OPENAI, "Authorization: Bearer (hidden)"), (ANTHROPIC, "x-api-key: (hidden)")])
+@pytest.mark.parametrize(
+    ("dialect", "header"),
+    [(OPENAI, "Authorization: Bearer (hidden)"), (ANTHROPIC, "x-api-key: (hidden)")],
+    ids=["openai", "anthropic"],
+)
 def test_a_request_is_shown_without_its_token(dialect: Dialect, header: str) -> None:
     question = Question("http://127.0.0.1:1", "", Secret("sk-lp-secret"), dialect, "m", "", HELLO)
     assert header in question.shown and "Host: 127.0.0.1:1" in question.shown

@@ -359,15 +359,14 @@ async def test_models_are_offered_that_are_known_of_the_project(house: House, vi
 @pytest.mark.parametrize(
     ("types", "dialect"),
     [
-        ([], OPENAI),
-        (["openai"], OPENAI),
-        (["anthropic"], ANTHROPIC),
-        (["anthropic", "mistral"], OPENAI),
-        (["azure"], AZURE),
-        (["azure at /openai/v1"], OPENAI),
-        (["openrouter"], OPENAI),
+        pytest.param([], OPENAI, id="nobody"),
+        pytest.param(["openai"], OPENAI, id="openai"),
+        pytest.param(["anthropic"], ANTHROPIC, id="anthropic"),
+        pytest.param(["anthropic", "mistral"], OPENAI, id="several"),
+        pytest.param(["azure"], AZURE, id="azure deployments"),
+        pytest.param(["azure at /openai/v1"], OPENAI, id="azure v1"),
+        pytest.param(["openrouter"], OPENAI, id="one that speaks both"),
     ],
-    ids=str,
 )
 def test_the_dialect_follows_from_who_serves_the_model(types: list[str], dialect: Dialect) -> None:
     profiles = load_profiles(packaged_path()).apis
