@@ -122,8 +122,8 @@ class Outcome:
         """Its head has come."""
         fields = [f"{name.decode('latin-1')}: {value.decode('latin-1')}" for name, value in reply.headers]
         self.status, self.head = reply.status, "\n".join([f"HTTP/1.1 {reply.status} {reply.reason}".rstrip(), *fields])
-        types = [value for name, value in reply.headers if name.lower() == b"content-type"]
-        self.is_stream = reply.status == 200 and types[:1] != [] and types[0].lower().startswith(b"text/event-stream")
+        kind = next((value for name, value in reply.headers if name.lower() == b"content-type"), b"")
+        self.is_stream = reply.status == 200 and kind.lower().startswith(b"text/event-stream")
 
     def keep(self, chunk: bytes) -> None:
         """Bytes of its body have come."""

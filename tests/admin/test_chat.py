@@ -14,6 +14,7 @@ from stage.house import TESTER, House, open_house, settings_for
 from stage.management import Management
 from stage.provider import END, STREAM_HEAD, Exchange, Script, ScriptedProvider, answer, chunk
 from stage.scripts import holds, resets, sends
+from stage.secrets import used
 from stage.visitor import Page, Visitor, visiting
 
 from llm_proxy.acts import projects
@@ -109,6 +110,14 @@ async def test_a_conversation_without_scripts(
     assert (made["actor"], made["details"]["token"]["name"]) == (name_of(operator), "playground")
     await until(lambda: len(house.events) == 2)
     assert {event.token_id for event in house.events} == {token.id}
+
+
+async def test_nothing_of_a_chat_is_on_the_disk(visitor: Visitor, provider: ScriptedProvider, project: str) -> None:
+    """The fixture of every test looks through its folder for what was `used`."""
+    asked, answered = used("what-nobody-is-to-find"), used("nor-this-by-any-means")
+    provider.script = events(answered)
+    page = await ask(visitor, None, asked, project_id=project, system=asked)
+    assert turns(page) == [("user", asked), ("assistant", answered)]
 
 
 async def test_a_reload_asks_nothing_again_and_no_other_session_sees_the_answer(
