@@ -237,15 +237,14 @@ async def find(
     connection: Connection, page: Page, *, project_id: str | None = None, status: str | None = None, search: str = ""
 ) -> list[Token]:
     """A page of tokens, newest first, one more than asked when there are more; `search` is a part of the name, in any case."""
-    # SQLite takes the index of kinds for as good as that of projects, and would read every token there is.
+    # SQLite takes the index of kinds for as good as that of projects, and that of states for as good as the one with the names.
     kind = "t.project_id = :project_id AND t.kind <> 'master_key'" if project_id else "t.kind = 'token'"
-    state = _STATUS[status] if status else "1 = 1"
-    # Beside a search the state must not choose the index: the other one has the names.
+    state = _STATUS.get(status or "", "1 = 1")
     conditions = [kind, contains("search", "t.name"), f"CASE WHEN {state} THEN 1 ELSE 0 END = 1"] if search else [kind, state]
     params = {"now": now_ms(), "on": True, "off": False, "project_id": project_id, "search": pattern(search)}
     ids = f"SELECT t.id FROM tokens t {page_clause(conditions, page, 't.id')}"
-    sql = f"{_SELECT} {_FROM} WHERE t.id IN ({ids}) ORDER BY t.id DESC"
-    return [from_row(row) for row in await connection.fetch_all(sql, params | page_params(page))]
+    rows = await connection.fetch_all(f"{_SELECT} {_FROM} WHERE t.id IN ({ids}) ORDER BY t.id DESC", params | page_params(page))
+    return [from_row(row) for row in rows]
 
 
 async def update(tx: Connection, id: str, columns: Mapping[str, Any]) -> Token | None:

@@ -10,7 +10,7 @@ from llm_proxy.errors import InvalidField
 from llm_proxy.projects import Project
 
 MOST = 200
-LONGEST = 60
+LONGEST = 40
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,19 @@ async def chosen(connection: Connection, given: str, field: str = "project_id") 
     if not given.strip():
         raise InvalidField(field, "choose a project.")
     found = await projects.meant(connection, given.strip())
-    shown = f"“{given.strip()[:LONGEST]}”"
+    shown = f"“{_short(given.strip())}”"
     if not found:
         raise InvalidField(field, f"there is no project {shown}. Give its name, a part of that, or its id.")
     if len(found) > 1:
-        names = ", ".join(one.name[:LONGEST] for one in found[:3])
+        names = ", ".join(_short(one.name) for one in found[:3])
         raise InvalidField(
             field, f"{shown} may be {names}{' and more' if len(found) > 3 else ''}. Give the whole name, or the id."
         )
     return found[0]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 async def by_name(connection: Connection, form: Mapping[str, str], field: str = "project_id") -> dict[str, str]:

@@ -18,7 +18,7 @@ from llm_proxy.errors import InvalidField
         pytest.param("0% sure_", "100% sure_o", id="signs of patterns"),
         pytest.param("sup", "“sup” may be Support US, Support EU, Support. Give the whole name", id="a part that several have"),
         pytest.param("u", "may be 100% sure_o, 100% sure, Support US and more.", id="a part that many have"),
-        pytest.param("x" * 200, f"there is no project “{'x' * LONGEST}”", id="nothing known"),
+        pytest.param("x" * 200, f"there is no project “{'x' * LONGEST}…”", id="nothing known"),
         pytest.param(" ", "choose a project", id="nothing"),
     ],
 )
