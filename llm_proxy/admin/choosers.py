@@ -15,25 +15,21 @@ LONGEST = 40
 
 @dataclass(frozen=True)
 class Choices:
-    """Projects to choose from.
-
-    Attributes:
-        more: whether there are others, which have to be written.
-    """
+    """Projects to choose from."""
 
     projects: tuple[Project, ...]
-    more: bool
 
     @property
     def only(self) -> str:
-        """The name of the only one, where there is no other."""
-        return self.projects[0].name if len(self.projects) == 1 else ""
+        """The name of the only one, where there is no other but that of the master keys."""
+        names = [one.name for one in self.projects if one.id != projects.DEFAULT_ID]
+        return names[0] if len(names) == 1 else ""
 
 
 async def choices(connection: Connection, *, is_active: bool | None = None) -> Choices:
     """The newest projects, to be offered while somebody writes."""
     found = await projects.find(connection, Page(MOST), is_active=is_active)
-    return Choices(tuple(found[:MOST]), len(found) > MOST)
+    return Choices(tuple(found[:MOST]))
 
 
 async def chosen(connection: Connection, given: str, field: str = "project_id") -> Project:

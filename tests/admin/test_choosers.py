@@ -4,7 +4,7 @@ import pytest
 from stage.house import TESTER, House
 from stage.visitor import Visitor
 
-from llm_proxy.acts import projects, tokens
+from llm_proxy.acts import master_keys, projects, tokens
 from llm_proxy.admin.choosers import LONGEST, MOST, chosen
 from llm_proxy.errors import InvalidField
 
@@ -36,6 +36,7 @@ async def test_what_is_written_leads_to_one_project_or_says_why_not(house: House
 async def test_every_form_takes_a_project_beyond_those_it_offers(house: House, visitor: Visitor) -> None:
     context = house.context
     oldest = await projects.create(context, TESTER, {"name": "Oldest"})
+    await master_keys.create(context, TESTER, {"name": "their project is no other"})
     # The only one is there already.
     assert (await visitor.get("/admin/new-token")).values["project_id"] == "Oldest"
     for number in range(MOST + 1):
