@@ -86,6 +86,8 @@ class Context:
     cache: HttpCache
     tasks: Tasks
     trusted_proxies: tuple[Network, ...]
+    # Whether this process serves the admin site and no calls: those, and what is known of them, are another's.
+    alone: bool = False
     started_at: float = field(default_factory=time.monotonic)
     draining: bool = False
     stopping: bool = False

@@ -123,7 +123,7 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app.on_response_prepare.append(protect)
     templates = jinja2.PackageLoader("llm_proxy.web")
     pages = aiohttp_jinja2.setup(app, loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, filters=FILTERS)
-    pages.globals["version"] = __version__
+    pages.globals |= {"version": __version__, "alone": context.alone}
     for path in ("/", "/admin", "/admin/"):
         app.router.add_get(path, to_home)
     app.router.add_get("/admin/static/{name}", static)
