@@ -8,7 +8,7 @@ import jinja2
 from aiohttp import web
 
 from llm_proxy import __version__, admin_v1
-from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, tokens
+from llm_proxy.admin import audit, cache, dashboard, events, health, login, master_keys, projects, providers, tokens
 from llm_proxy.admin.display import FILTERS
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
 from llm_proxy.context import Context
@@ -35,8 +35,9 @@ TYPES = {
 }
 
 
-HOME = "/admin/projects"
+HOME = "/admin/dashboard"
 PAGES: tuple[tuple[str, Page], ...] = (
+    ("dashboard", dashboard.show),
     ("projects", projects.find),
     ("new-project", projects.new),
     ("projects/{id}", projects.show),
@@ -66,6 +67,8 @@ PAGES: tuple[tuple[str, Page], ...] = (
     ("events", events.show),
     ("health", health.show),
 )
+# What pages that are open keep themselves up to date with.
+STREAMS: tuple[tuple[str, Page], ...] = (("dashboard/live", dashboard.live),)
 ACTS: tuple[tuple[str, Page], ...] = (
     ("logout", login.log_out),
     ("projects", projects.create),
@@ -123,7 +126,8 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app.router.add_post("/admin/login", login.log_in, expect_handler=decide_later)
     # Before the pages: `/admin/v1` is no page.
     admin_v1.add_routes(app)
-    for path, show in PAGES:
+    app[dashboard.BOARDS] = dashboard.boards(app)
+    for path, show in (*PAGES, *STREAMS):
         app.router.add_get(f"/admin/{path}", page(show))
     for path, do in ACTS:
         app.router.add_post(f"/admin/{path}", act(do), expect_handler=decide_later)
@@ -147,7 +151,7 @@ async def protect(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def to_home(request: web.Request) -> web.Response:
-    """The site begins with the projects."""
+    """The site begins with the dashboard."""
     return see(HOME)
 
 
