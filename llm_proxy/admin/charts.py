@@ -1,5 +1,6 @@
 """Charts as numbers, which a template writes down as SVG."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Chart:
     Attributes:
         ticks: what stands beside the gridlines, from the top down.
         levels: where those are.
-        paths: the lines, by their class.
+        paths: the lines and dots, with their classes.
         marks: the moments that stand along it.
     """
 
@@ -105,21 +106,22 @@ def _pile(lines: Sequence[Line], column: Sequence[float | None], top: float) -> 
 
 
 def lined(title: str, moments: Sequence[int], lines: Sequence[Line], show: Show) -> Chart:
-    """Values as lines, broken where there are none."""
+    """Values as lines, broken where there are none, with a dot for a value that has no neighbour."""
     ticks = scale(max((value for line in lines for value in line.values if value is not None), default=0), whole=False)
-    paths = [(line.tone, _path(line.values, ticks[-1])) for line in lines]
-    return _chart(title, moments, lines, show, ticks, [[] for _ in moments], [path for path in paths if path[1]])
+    paths = [path for line in lines for path in _paths(line, ticks[-1])]
+    return _chart(title, moments, lines, show, ticks, [[] for _ in moments], paths)
 
 
-def _path(values: Values, top: float) -> str:
-    path, was_there = "", False
-    for number, value in enumerate(values):
-        if value is not None:
-            x, y = _short(number * STEP + STEP / 2), _short(HEIGHT * (1 - value / top))
-            # Of no length, with round ends: a dot where a value has no neighbour.
-            path += f"L{x:g} {y:g}" if was_there else f"M{x:g} {y:g}h0"
-        was_there = value is not None
-    return path
+def _paths(line: Line, top: float) -> list[tuple[str, str]]:
+    places = [
+        None if value is None else f"{number * STEP + STEP / 2:g} {_short(HEIGHT * (1 - value / top)):g}"
+        for number, value in enumerate(line.values)
+    ]
+    runs = [list(run) for there, run in itertools.groupby(places, lambda place: place is not None) if there]
+    drawn = "".join(f"M{'L'.join(map(str, run))}" for run in runs if len(run) > 1)
+    # A line of no length has round ends.
+    dots = "".join(f"M{run[0]}h0" for run in runs if len(run) == 1)
+    return [(kind, path) for kind, path in ((line.tone, drawn), (f"{line.tone} dot", dots)) if path]
 
 
 def _chart(

@@ -12,6 +12,7 @@ from llm_proxy.tokens import Token
 THIN_SPACE = "\u202f"
 # From where on, in what. Up to ten thousand every digit is shown.
 _MULTIPLES = ((999.5e9, 1e12, "T"), (999.5e6, 1e9, "G"), (999.5e3, 1e6, "M"), (1e4, 1e3, "k"))
+_CLOCKS = {"day": "{day}", "minute": "{minute} UTC", "second": "{second} UTC"}
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -45,8 +46,9 @@ def brief(value: float | None) -> str:
 
 
 def rate(value: float) -> str:
-    """How often something happens, with a digit after the point while there are few."""
-    return brief(round(value, 1) if value < 100 else round(value))
+    """How often something happens, given by the second; what is rare, by the minute."""
+    value, unit = (value, "s") if value >= 1 else (value * 60, "min")
+    return f"{brief(round(value, 1) if value < 100 else round(value))}/{unit}"
 
 
 def milliseconds(value: float | None) -> str:
@@ -60,11 +62,14 @@ def milliseconds(value: float | None) -> str:
     return f"{value:.3g} ms"
 
 
-def clock(moment: int, by_day: bool = False) -> str:
-    """A time of the last days in UTC, short, for a chart; a script shows it in the browser's zone."""
+def clock(moment: int, kind: str = "minute") -> str:
+    """A time of the last days in UTC, short; a script shows it in the browser's zone.
+
+    Args:
+        kind: one of `_CLOCKS`.
+    """
     text = to_rfc3339(moment) or ""
-    shown = text[:10] if by_day else text[11:16]
-    kind = "day" if by_day else "clock"
+    shown = _CLOCKS[kind].format(day=text[:10], minute=text[11:16], second=text[11:19])
     return Markup('<time datetime="{}" data-as="{}">{}</time>').format(text, kind, shown)
 
 

@@ -1,5 +1,6 @@
 """Use over time, as the dashboard, projects and providers show it."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from llm_proxy.history.figures import Figures
 
 # By what the URL says; the first stands there when it says nothing that we know.
 SPAN_NAMES = {"1h": "1 h", "15m": "15 min", "24h": "24 h", "7d": "7 days", "30d": "30 days"}
+# What lists show beside each row.
+LIST_SPAN = "1h"
 CHOICES: Mapping[str, object] = {"span_names": SPAN_NAMES, "span_order": tuple(SPANS)}
 
 
@@ -47,6 +50,11 @@ def span_of(request: web.Request) -> str:
 async def read(context: Context, span: str, filters: Mapping[str, str] | None = None) -> Use:
     """What was used in a span, of all calls or of those that fit."""
     return drawn(span, await context.history.series(SPANS[span], filters=filters))
+
+
+async def of_providers(context: Context, filters: Mapping[str, str] | None = None) -> dict[str, Figures]:
+    """What providers did in the last hour, by their ids; a provider that was not called did nothing."""
+    return defaultdict(Figures, await context.history.totals(SPANS[LIST_SPAN], "provider", filters))
 
 
 def drawn(span: str, series: Series) -> Use:

@@ -1,9 +1,11 @@
 // Times in the browser's zone, with UTC in the title.
 const formats = {
   full: new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" }),
-  minute: new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }),
-  clock: new Intl.DateTimeFormat(undefined, { timeStyle: "short" }),
-  day: new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" }),
+  step: new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }),
+  second: new Intl.DateTimeFormat(undefined, { timeStyle: "medium" }),
+  minute: new Intl.DateTimeFormat(undefined, { timeStyle: "short" }),
+  // The server's days are those of UTC.
+  day: new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", timeZone: "UTC" }),
 };
 const showTimes = (part) => {
   for (const time of part.querySelectorAll("time[datetime]")) {
@@ -16,7 +18,7 @@ const showTimes = (part) => {
   // What a chart says when it is pointed at begins with the time.
   for (const title of part.querySelectorAll("title[data-at]")) {
     const said = title.textContent.slice(title.textContent.indexOf(" – "));
-    title.textContent = formats.minute.format(new Date(title.dataset.at)) + said;
+    title.textContent = formats.step.format(new Date(title.dataset.at)) + said;
   }
 };
 showTimes(document);
