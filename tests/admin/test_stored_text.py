@@ -1,5 +1,7 @@
 """Text that strangers and operators choose is shown as text, in every field of every page."""
 
+from dataclasses import replace
+
 from stage.house import TESTER, House
 from stage.management import Management
 from stage.visitor import Visitor
@@ -7,6 +9,7 @@ from stage.visitor import Visitor
 from llm_proxy import audit
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import AuditEvent
+from llm_proxy.events import Event
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</textarea></title>"
 
@@ -34,8 +37,12 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
     )
     event = AuditEvent(action=EVIL, **dict.fromkeys(texts, EVIL), details={EVIL: [EVIL]})
     await audit.insert(context.database, [event])
+    called = Event("r", None, None, None, "POST", "/", project_id=project.id, provider=own.id, model=EVIL, status=200)
+    context.history.count(called)
+    context.history.count(replace(called, project_id=EVIL, provider=EVIL))
     here = f"projects/{project.id}"
     for path in (
+        "dashboard",
         "projects",
         here,
         f"{here}/deactivate",
