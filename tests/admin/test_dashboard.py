@@ -208,7 +208,7 @@ async def test_all_pages_share_one_rendering(made: list[str], visitor: Visitor) 
     assert made.count("24h") == 1
 
 
-async def test_nothing_is_read_while_no_page_is_open(quick: None, made: list[str], visitor: Visitor) -> None:
+async def test_nothing_is_read_while_no_page_is_open(quick: None, made: list[str], visitor: Visitor, tenant: Tenant) -> None:
     async with visitor.session.get(f"{visitor.url}/admin/dashboard/live?span=24h") as reply:
         for _ in range(3):
             await next_message(reply)
@@ -222,7 +222,7 @@ async def test_nothing_is_read_while_no_page_is_open(quick: None, made: list[str
 
 
 async def test_an_open_page_says_that_the_database_is_away_and_goes_on(
-    quick: None, monkeypatch: pytest.MonkeyPatch, visitor: Visitor
+    quick: None, monkeypatch: pytest.MonkeyPatch, visitor: Visitor, tenant: Tenant
 ) -> None:
     read, away = dashboard.read, asyncio.Event()
 
