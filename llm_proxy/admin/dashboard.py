@@ -1,7 +1,8 @@
 """The page that shows how the proxy is doing."""
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -85,13 +86,8 @@ async def show(visit: Visit) -> web.Response:
 
 async def live(visit: Visit) -> web.StreamResponse:
     """The same, for as long as the page is open."""
-    span, boards = use.span_of(visit.request), visit.request.app[BOARDS]
-
-    async def latest() -> Parts:
-        return await boards.get(span)
-
-    messages: AsyncGenerator[Mapping[str, object], None] = parts(latest)
-    return await stream(visit, messages)
+    latest = partial(visit.request.app[BOARDS].get, use.span_of(visit.request))
+    return await stream(visit, parts(latest))
 
 
 BOARDS = web.AppKey("boards", Shared[str, Parts])
