@@ -16,7 +16,7 @@ INTERVALS = 4
 NICE = (1.0, 2.0, 2.5, 5.0, 10.0)
 WHOLE = (1.0, 2.0, 5.0, 10.0)
 # How many times stand along a chart: one at the beginning of each equal part.
-PARTS = (4, 5, 3, 2)
+PARTS = (4, 3, 5, 2)
 
 Show = Callable[[float], str]
 Values = Sequence[float | None]
