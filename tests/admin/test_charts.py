@@ -37,7 +37,16 @@ def test_no_value_is_above_its_scale_and_lines_are_few(most: float, whole: bool)
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(0, []), (1, [0]), (7, [0]), (15, [0, 5, 10]), (24, [0, 6, 12, 18]), (60, [0, 15, 30, 45]), (30, [0, 10, 20]), (25, [0, 5, 10, 15, 20])],
+    [
+        (0, []),
+        (1, [0]),
+        (7, [0]),
+        (15, [0, 5, 10]),
+        (24, [0, 6, 12, 18]),
+        (60, [0, 15, 30, 45]),
+        (30, [0, 10, 20]),
+        (25, [0, 5, 10, 15, 20]),
+    ],
 )
 def test_times_stand_where_equal_parts_begin(count: int, expected: list[int]) -> None:
     assert marks(range(count)) == expected
