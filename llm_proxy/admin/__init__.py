@@ -8,7 +8,7 @@ import jinja2
 from aiohttp import web
 
 from llm_proxy import __version__, admin_v1
-from llm_proxy.admin import audit, cache, chat, events, health, login, master_keys, projects, providers, tokens
+from llm_proxy.admin import audit, cache, chat, dashboard, events, health, login, master_keys, projects, providers, tokens
 from llm_proxy.admin.display import FILTERS
 from llm_proxy.admin.playground import Playground
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
@@ -36,8 +36,9 @@ TYPES = {
 }
 
 
-HOME = "/admin/projects"
+HOME = "/admin/dashboard"
 PAGES: tuple[tuple[str, Page], ...] = (
+    ("dashboard", dashboard.show),
     ("chat", chat.show),
     ("projects", projects.find),
     ("new-project", projects.new),
@@ -70,6 +71,8 @@ PAGES: tuple[tuple[str, Page], ...] = (
     ("events/{id}", events.letter),
     ("health", health.show),
 )
+# What pages that are open keep themselves up to date with.
+STREAMS: tuple[tuple[str, Page], ...] = (("dashboard/live", dashboard.live),)
 ACTS: tuple[tuple[str, Page], ...] = (
     ("logout", login.log_out),
     ("chat", chat.send),
@@ -131,7 +134,8 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app.router.add_post("/admin/login", login.log_in, expect_handler=decide_later)
     # Before the pages: `/admin/v1` is no page.
     admin_v1.add_routes(app)
-    for path, show in PAGES:
+    app[dashboard.BOARDS] = dashboard.boards(app)
+    for path, show in (*PAGES, *STREAMS):
         app.router.add_get(f"/admin/{path}", page(show))
     for path, do in ACTS:
         app.router.add_post(f"/admin/{path}", act(do), expect_handler=decide_later)
@@ -155,7 +159,7 @@ async def protect(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def to_home(request: web.Request) -> web.Response:
-    """The site begins with the projects."""
+    """The site begins with the dashboard."""
     return see(HOME)
 
 

@@ -30,7 +30,7 @@ async def site(house: House) -> AsyncIterator[Management]:
 @pytest.mark.parametrize("path", ["/", "/admin", "/admin/"])
 async def test_the_site_begins_at_its_first_page(site: Management, path: str) -> None:
     reply = await site.ask("GET", path, token=None)
-    assert (reply.status, reply.headers["Location"]) == (303, "/admin/projects")
+    assert (reply.status, reply.headers["Location"]) == (303, "/admin/dashboard")
 
 
 async def test_every_answer_is_protected_errors_included(site: Management) -> None:

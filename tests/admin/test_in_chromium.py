@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage.asking import BODY, ask, call
 from stage.chromium import MISSING, PATH, Watched, open_chromium
 from stage.house import MANAGEMENT_TOKEN, TESTER, House
+from stage.provider import ScriptedProvider
 from stage.secrets import used
 
 from llm_proxy.acts import master_keys, providers, tokens
 from llm_proxy.admin import PAGES
+from llm_proxy.clock import MINUTE_MS
 from llm_proxy.db.sql import Page
+from llm_proxy.events import Event
 from llm_proxy.events.dead_letters import FILE, DeadLetters
 from llm_proxy.tokens import find as find_tokens
 
@@ -36,6 +40,10 @@ async def furnish(house: House) -> dict[str, str]:
     for sink, reason in (("lunary", "refused " * 30), ("lunary", "400"), ("file", "gone")):
         await letters.add(sink, reason, event={"id": "0199a1b2-0000-7000-8000-000000000001", "model": "m" * 300})
     [letter, *_] = letters.letters()
+    for minutes, status in ((0, 200), (1, 500), (30, 200)):
+        event = Event("r", None, None, None, "POST", "/", status=status, project_id=project, provider="pool", model="long_" * 50)
+        event.started_at -= minutes * MINUTE_MS
+        context.history.count(event)
     row = await context.database.fetch_one("SELECT id FROM audit_events WHERE action = 'token.create' LIMIT 1")
     assert row
     return {
@@ -121,6 +129,27 @@ async def test_a_token_is_made_copied_and_not_made_again_by_a_reload(house: Hous
         assert "That did not work" in await other.inner_text("main")
         await tab.page.click("text=Log out")
         assert tab.page.url == f"{site}/admin/login"
+    assert tab.complaints == []
+
+
+async def test_an_open_dashboard_shows_a_call_and_leaves_alone_what_is_read(house: House, provider: ScriptedProvider) -> None:
+    site, token = house.sites.admin, await house.token_for(provider.url)
+    assert site
+    async with open_chromium() as browser:
+        tab = Watched(await browser.new_page(timezone_id="Europe/Berlin", locale="en-GB"), site)
+        await tab.log_in()
+        await ask(house.url, call(token))
+        chart = tab.page.locator("#charts svg").first
+        await chart.wait_for(timeout=3000)
+        await tab.page.click("#charts summary")
+        await tab.page.evaluate("document.querySelector('#models tbody td').focusHere = true")
+        said = "[...document.querySelectorAll('#charts svg title')].map((title) => title.textContent).join()"
+        assert "answered 1" in await tab.page.evaluate(said) and "UTC" not in await tab.page.evaluate(said)
+        await ask(house.url, call(token, body=BODY.replace(b"gpt-4o", b"<b>evil</b>")))
+        await tab.page.locator("#models td", has_text="<b>evil</b>").wait_for(timeout=3000)
+        assert await tab.page.evaluate("document.querySelector('#charts details').open"), "a table that was opened stays open"
+        assert await tab.page.evaluate("document.querySelector('#models tbody td').focusHere"), "only what differs is touched"
+        assert await tab.page.locator("#models tr").count() == 3
     assert tab.complaints == []
 
 

@@ -165,7 +165,7 @@ async def test_each_of_several_management_tokens_opens(tmp_path: Path, several: 
     tokens = {"first": "first-" + "a1" * 20, "second": "second-" + "b2" * 20}
     settings = settings_for(tmp_path, MANAGEMENT_TOKEN=",".join(tokens.values()))
     async with open_house(settings) as house, visiting(house, logged_in=False) as browser:
-        assert (await browser.log_in(tokens[several])).path == "/admin/projects"
+        assert (await browser.log_in(tokens[several])).path == "/admin/dashboard"
 
 
 @pytest.mark.parametrize(

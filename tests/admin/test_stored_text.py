@@ -1,5 +1,6 @@
 """Text that strangers and operators choose is shown as text, in every field of every page."""
 
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -10,6 +11,7 @@ from stage.visitor import Visitor
 from llm_proxy import audit
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import AuditEvent
+from llm_proxy.events import Event
 from llm_proxy.events.dead_letters import FILE, DeadLetters
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</textarea></title>"
@@ -49,8 +51,12 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
     for reason in (EVIL, "400"):
         await letters.add(EVIL, reason, event={"id": EVIL, "project_id": EVIL, "project_name": EVIL, "model": EVIL})
     [letter, _] = letters.letters()
+    called = Event("r", None, None, None, "POST", "/", project_id=project.id, provider=own.id, model=EVIL, status=200)
+    context.history.count(called)
+    context.history.count(replace(called, project_id=EVIL, provider=EVIL))
     here = f"projects/{project.id}"
     for path in (
+        "dashboard",
         "projects",
         here,
         f"{here}/deactivate",
