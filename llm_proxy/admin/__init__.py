@@ -8,8 +8,9 @@ import jinja2
 from aiohttp import web
 
 from llm_proxy import __version__, admin_v1
-from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, tokens
+from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, requests, tokens
 from llm_proxy.admin.display import FILTERS
+from llm_proxy.admin.tail import Tail
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError
@@ -37,6 +38,8 @@ TYPES = {
 
 HOME = "/admin/projects"
 PAGES: tuple[tuple[str, Page], ...] = (
+    ("requests", requests.find),
+    ("requests/{id}", requests.show),
     ("projects", projects.find),
     ("new-project", projects.new),
     ("projects/{id}", projects.show),
@@ -66,8 +69,11 @@ PAGES: tuple[tuple[str, Page], ...] = (
     ("events", events.show),
     ("health", health.show),
 )
+# Pages that go on, for scripts of other pages.
+STREAMS: tuple[tuple[str, Page], ...] = (("requests-live", requests.live),)
 ACTS: tuple[tuple[str, Page], ...] = (
     ("logout", login.log_out),
+    ("requests/end", requests.end),
     ("projects", projects.create),
     ("projects/{id}", projects.update),
     ("projects/{id}/activate", projects.activate),
@@ -111,6 +117,7 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     """The application of the admin site."""
     app = web.Application(middlewares=[frame])
     app[CONTEXT], app[PROXY], app[STATIC] = context, proxy, read_static()
+    app[requests.TAIL] = Tail(context)
     app[SHOW_ERROR] = show_error
     app.on_response_prepare.append(protect)
     templates = jinja2.PackageLoader("llm_proxy.web")
@@ -123,7 +130,7 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app.router.add_post("/admin/login", login.log_in, expect_handler=decide_later)
     # Before the pages: `/admin/v1` is no page.
     admin_v1.add_routes(app)
-    for path, show in PAGES:
+    for path, show in (*PAGES, *STREAMS):
         app.router.add_get(f"/admin/{path}", page(show))
     for path, do in ACTS:
         app.router.add_post(f"/admin/{path}", act(do), expect_handler=decide_later)
