@@ -43,7 +43,7 @@ def _row(context: Context, event: Event, moment: int) -> dict[str, Any]:
         "project_id": event.project_id or "",
         "project": event.project_name or NOTHING,
         "token_id": event.token_id or "",
-        "token": event.token_name or ("unnamed" if event.token_id else NOTHING),
+        "token": event.token_name or ("unnamed" if event.token_id else ""),
         "call": f"{event.method} {event.path}",
         "model": event.model or NOTHING,
         "provider": provider_name(context, event),

@@ -12,8 +12,10 @@ from stage.secrets import used
 from llm_proxy.acts import master_keys, providers, tokens
 from llm_proxy.admin import PAGES
 from llm_proxy.db.sql import Page
+from llm_proxy.events import Event
 from llm_proxy.events.dead_letters import FILE, DeadLetters
 from llm_proxy.tokens import find as find_tokens
+from llm_proxy.usage import Usage
 
 # The one skip that the specification allows; scripts/test says it too, and .ci/run installs what is missing.
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason=MISSING)
@@ -33,9 +35,29 @@ async def furnish(house: House) -> dict[str, str]:
     await tokens.revoke(context, TESTER, made.id)
     await master_keys.create(context, TESTER, {"name": "batch", "id": "master"})
     await DeadLetters(Path(context.settings.event_dir) / FILE).add("lunary", "refused " * 30, event={"id": "e"})
+    call = Event("r", None, "192.0.2.1", "client/9 " * 9, "POST", "/v1/" + "long/" * 60, request_body="{}" * 9999)
+    call.token_id, call.token_name, call.project_id, call.project_name = made.id, "active", project, "x" * 200
+    call.model, call.provider, call.provider_type, call.outcome, call.status, call.code = (
+        "m" * 256,
+        own.id,
+        "openai",
+        "refused",
+        403,
+        "c",
+    )
+    call.usage, call.attempts = Usage(10**9, 10**9, 10**9, source="provider"), 2
+    call.failed_attempts = [{"provider": own.id, "status": 500, "code": None, "duration": 1.5}]
+    context.bus.publish(call)
     row = await context.database.fetch_one("SELECT id FROM audit_events WHERE action = 'token.create' LIMIT 1")
     assert row
-    return {"projects": project, "tokens": made.id, "master-keys": "master", "audit": row["id"], "own": own.id}
+    return {
+        "projects": project,
+        "tokens": made.id,
+        "master-keys": "master",
+        "audit": row["id"],
+        "requests": call.id,
+        "own": own.id,
+    }
 
 
 def filled(path: str, ids: dict[str, str]) -> str:

@@ -7,8 +7,12 @@ from stage.visitor import Visitor
 from llm_proxy import audit
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import AuditEvent
+from llm_proxy.events import Event
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</textarea></title>"
+
+# Pages that have a script of their own.
+SCRIPTS = {"requests": ["/admin/static/requests.js"]}
 
 
 async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, api: Management) -> None:
@@ -34,6 +38,11 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
     )
     event = AuditEvent(action=EVIL, **dict.fromkeys(texts, EVIL), details={EVIL: [EVIL]})
     await audit.insert(context.database, [event])
+    call = Event(EVIL, EVIL, EVIL, EVIL, EVIL, EVIL, request_body=EVIL, reply_body=EVIL)
+    call.project_id = call.project_name = call.token_id = call.token_name = call.model = call.model_used = EVIL
+    call.provider = call.provider_type = call.endpoint = call.upstream_request_id = call.outcome = call.code = EVIL
+    call.failed_attempts = [{"provider": EVIL, "status": None, "code": EVIL, "duration": 0.1}]
+    context.bus.publish(call)
     here = f"projects/{project.id}"
     for path in (
         "projects",
@@ -57,15 +66,26 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
         "audit",
         f"audit/{event.id}",
         "health",
+        "requests",
+        f"requests/{call.id}",
     ):
         page = await visitor.get(f"/admin/{path}")
         assert page.status == 200, path
         assert "alert(1)" in page.text, path
         assert not [tag for tag, given in page.tags if tag == "img" or any(name.startswith("on") for name in given)], path
-        assert [given for tag, given in page.tags if tag == "script"] == [{"src": "/admin/static/admin.js", "defer": ""}], path
+        scripts = [given for tag, given in page.tags if tag == "script"]
+        assert scripts[0] == {"src": "/admin/static/admin.js", "defer": ""}, path
+        assert [given["src"] for given in scripts[1:]] == SCRIPTS.get(path, []), path
         assert "{{7*7}}" in page.text, path
     # What is written into forms and filters, and then shown again because it was wrong.
-    for path, name in (("projects", "search"), ("tokens", "search"), ("audit", "action"), ("audit", "start_time")):
+    for path, name in (
+        ("projects", "search"),
+        ("requests", "text"),
+        ("requests", "model"),
+        ("tokens", "search"),
+        ("audit", "action"),
+        ("audit", "start_time"),
+    ):
         async with visitor.session.get(f"{visitor.url}/admin/{path}", params={name: EVIL}) as reply:
             assert "<script>alert" not in await reply.text()
     page = await visitor.send(await visitor.get("/admin/new-project"), "/admin/projects", name=EVIL, rate_limit=EVIL)
