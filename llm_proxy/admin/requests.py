@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
 
-from llm_proxy import tokens
+from llm_proxy import projects, tokens
 from llm_proxy.acts import calls as acts
 from llm_proxy.admin.lists import filters_of, listing, page_of
 from llm_proxy.admin.live import stream
@@ -43,7 +43,7 @@ async def find(visit: Visit) -> web.Response:
         "live": page.after is None,
         "form": given,
         "back": urlencode(given),
-        "choices": _choices(context, events, given),
+        "choices": _choices(context, events, await _names(context, given)),
         "outcomes": [(outcome, outcome.replace("_", " ")) for outcome in OUTCOMES],
         "statuses": STATUS_CLASSES,
         "kept": KEPT,
@@ -60,8 +60,8 @@ def fitting(events: Sequence[Event], page: Page, wanted: Filter) -> list[Event]:
     return list(islice((event for event in events[start:] if wanted.fits(event)), page.limit + 1))
 
 
-def _choices(context: Context, events: Sequence[Event], given: Mapping[str, str]) -> Mapping[str, Choices]:
-    """What filters can be set to: what most calls have, with what is set now."""
+def _choices(context: Context, events: Sequence[Event], given: Mapping[str, tuple[str, str]]) -> Mapping[str, Choices]:
+    """What filters can be set to: what most calls have, with what is set now, under the names in `given`."""
     pairs: Mapping[str, Iterable[tuple[str | None, str]]] = {
         "project_id": ((event.project_id, event.project_name or "") for event in events),
         "token_id": ((event.token_id, f"{event.token_name or 'unnamed'} · {event.project_name}") for event in events),
@@ -71,7 +71,17 @@ def _choices(context: Context, events: Sequence[Event], given: Mapping[str, str]
     return {name: _most_frequent(values, given.get(name)) for name, values in pairs.items()}
 
 
-def _most_frequent(pairs: Iterable[tuple[str | None, str]], chosen: str | None) -> Choices:
+async def _names(context: Context, given: Mapping[str, str]) -> Mapping[str, tuple[str, str]]:
+    """The filters that are set, each with a name for people, though perhaps no call has it any more."""
+    names = {name: (value, value) for name, value in given.items()}
+    if (id := given.get("project_id")) and (project := await projects.get(context.database, id)):
+        names["project_id"] = (id, project.name)
+    if (id := given.get("token_id")) and (token := await tokens.get(context.database, id)):
+        names["token_id"] = (id, f"{token.name or 'unnamed'} · {token.project_name}")
+    return names
+
+
+def _most_frequent(pairs: Iterable[tuple[str | None, str]], chosen: tuple[str, str] | None) -> Choices:
     names, counts = dict[str, str](), Counter[str]()
     for value, name in pairs:
         if value:
@@ -79,7 +89,8 @@ def _most_frequent(pairs: Iterable[tuple[str | None, str]], chosen: str | None) 
             names.setdefault(value, name)
     shown = {value: names[value] for value, _ in counts.most_common(MOST_CHOICES)}
     if chosen:
-        shown.setdefault(chosen, names.get(chosen, chosen))
+        value, name = chosen
+        shown.setdefault(value, names.get(value, name))
     return sorted(shown.items(), key=lambda pair: pair[1].lower())
 
 

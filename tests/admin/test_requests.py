@@ -15,6 +15,7 @@ from stage.scripts import resets, sends
 from stage.secrets import used
 from stage.visitor import Visitor, visiting
 
+from llm_proxy import tokens as stored_tokens
 from llm_proxy.acts import master_keys, providers, tokens
 from llm_proxy.admin.requests import MOST_CHOICES, fitting
 from llm_proxy.db.sql import Page
@@ -60,6 +61,14 @@ async def test_calls_are_listed_and_filtered(house: House, visitor: Visitor, pro
     nothing = await visitor.get("/admin/requests?model=gone&text=x")
     assert "No call that is kept fits" in nothing.text
     assert nothing.form("/admin/requests").fields["model"] == "gone", "a filter stays chosen, though no call has it any more"
+    idle = await house.project(provider.url, name="Idle")
+    [link] = [link for link in (await visitor.get(f"/admin/projects/{idle}")).links if link.startswith("/admin/requests?")]
+    of_idle = await visitor.get(link)
+    assert of_idle.form("/admin/requests").fields["project_id"] == idle and f'value="{idle}" selected>Idle<' in of_idle.source
+    await house.token(idle, name="quiet")
+    [made] = [token for token in await stored_tokens.find(house.context.database, Page()) if token.name == "quiet"]
+    [link] = [link for link in (await visitor.get(f"/admin/tokens/{made.id}")).links if link.startswith("/admin/requests?")]
+    assert "selected>quiet · Idle<" in (await visitor.get(link)).source
 
 
 def test_pages_follow_each_other_by_key() -> None:
