@@ -140,7 +140,8 @@ async def test_a_running_stream_is_shown_and_ended_by_the_form(
     again = await visitor.post("/admin/requests/end", form.fields)
     assert again.path == "/admin/requests" and "had ended already" in again.text
     assert (await visitor.post("/admin/requests/end", {"id": running.event.id})).status == 403, "the form is sealed"
-    assert [row["outcome"] for row in await api.audited(action="call.end")] == ["failure", "success"]
+    for outcome in ("success", "failure"):
+        assert len(await api.audited(action="call.end", outcome=outcome)) == 1
 
 
 async def test_its_token_can_be_taken_from_it(house: House, visitor: Visitor, provider: ScriptedProvider) -> None:
