@@ -8,8 +8,9 @@ import jinja2
 from aiohttp import web
 
 from llm_proxy import __version__, admin_v1
-from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, requests, tokens
+from llm_proxy.admin import audit, cache, chat, events, health, login, master_keys, projects, providers, requests, tokens
 from llm_proxy.admin.display import FILTERS
+from llm_proxy.admin.playground import Playground
 from llm_proxy.admin.tail import Tail
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
 from llm_proxy.context import Context
@@ -40,6 +41,7 @@ HOME = "/admin/projects"
 PAGES: tuple[tuple[str, Page], ...] = (
     ("requests", requests.find),
     ("requests/{id}", requests.show),
+    ("chat", chat.show),
     ("projects", projects.find),
     ("new-project", projects.new),
     ("projects/{id}", projects.show),
@@ -67,6 +69,8 @@ PAGES: tuple[tuple[str, Page], ...] = (
     ("audit/{id}", audit.show),
     ("audit-export/{kind}", audit.export),
     ("events", events.show),
+    ("events/drop", events.confirm_drop),
+    ("events/{id}", events.letter),
     ("health", health.show),
 )
 # Pages that go on, for scripts of other pages.
@@ -74,6 +78,7 @@ STREAMS: tuple[tuple[str, Page], ...] = (("requests-live", requests.live),)
 ACTS: tuple[tuple[str, Page], ...] = (
     ("logout", login.log_out),
     ("requests/end", requests.end),
+    ("chat", chat.send),
     ("projects", projects.create),
     ("projects/{id}", projects.update),
     ("projects/{id}/activate", projects.activate),
@@ -100,6 +105,8 @@ ACTS: tuple[tuple[str, Page], ...] = (
     ("providers/{provider_id}/delete", providers.delete),
     ("cache/preview", cache.preview),
     ("cache/purge", cache.purge),
+    ("events/retry", events.retry),
+    ("events/drop", events.drop),
 )
 
 
@@ -119,6 +126,7 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app[CONTEXT], app[PROXY], app[STATIC] = context, proxy, read_static()
     app[requests.TAIL] = Tail(context)
     app[SHOW_ERROR] = show_error
+    app[chat.PLAYGROUND] = Playground()
     app.on_response_prepare.append(protect)
     templates = jinja2.PackageLoader("llm_proxy.web")
     pages = aiohttp_jinja2.setup(app, loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, filters=FILTERS)

@@ -34,20 +34,17 @@ async def furnish(house: House) -> dict[str, str]:
         made, _ = await tokens.create(context, TESTER, {"project_id": project, "name": status, "max_requests": 1_000_000})
     await tokens.revoke(context, TESTER, made.id)
     await master_keys.create(context, TESTER, {"name": "batch", "id": "master"})
-    await DeadLetters(Path(context.settings.event_dir) / FILE).add("lunary", "refused " * 30, event={"id": "e"})
     call = Event("r", None, "192.0.2.1", "client/9 " * 9, "POST", "/v1/" + "long/" * 60, request_body="{}" * 9999)
     call.token_id, call.token_name, call.project_id, call.project_name = made.id, "active", project, "x" * 200
-    call.model, call.provider, call.provider_type, call.outcome, call.status, call.code = (
-        "m" * 256,
-        own.id,
-        "openai",
-        "refused",
-        403,
-        "c",
-    )
+    call.model, call.provider, call.provider_type = "m" * 256, own.id, "openai"
+    call.outcome, call.status, call.code = "refused", 403, "model_not_allowed"
     call.usage, call.attempts = Usage(10**9, 10**9, 10**9, source="provider"), 2
     call.failed_attempts = [{"provider": own.id, "status": 500, "code": None, "duration": 1.5}]
     context.bus.publish(call)
+    letters = DeadLetters(Path(context.settings.event_dir) / FILE)
+    for sink, reason in (("lunary", "refused " * 30), ("lunary", "400"), ("file", "gone")):
+        await letters.add(sink, reason, event={"id": "0199a1b2-0000-7000-8000-000000000001", "model": "m" * 300})
+    [letter, *_] = letters.letters()
     row = await context.database.fetch_one("SELECT id FROM audit_events WHERE action = 'token.create' LIMIT 1")
     assert row
     return {
@@ -57,6 +54,7 @@ async def furnish(house: House) -> dict[str, str]:
         "audit": row["id"],
         "requests": call.id,
         "own": own.id,
+        "events": letter.id,
     }
 
 

@@ -1,5 +1,8 @@
 """Text that strangers and operators choose is shown as text, in every field of every page."""
 
+from pathlib import Path
+from urllib.parse import urlencode
+
 from stage.house import TESTER, House
 from stage.management import Management
 from stage.visitor import Visitor
@@ -8,8 +11,11 @@ from llm_proxy import audit
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import AuditEvent
 from llm_proxy.events import Event
+from llm_proxy.events.dead_letters import FILE, DeadLetters
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</textarea></title>"
+# Without a star, which makes a pattern of a model's name.
+PLAIN = EVIL.replace("*", "+")
 
 # Pages that have a script of their own.
 SCRIPTS = {"requests": ["/admin/static/requests.js"]}
@@ -18,7 +24,12 @@ SCRIPTS = {"requests": ["/admin/static/requests.js"]}
 async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, api: Management) -> None:
     context = house.context
     project = await projects.create(context, TESTER, {"name": EVIL})
-    key = {"api_key": "sk-0123456789abcdef", "name": EVIL, "model_mapping": {EVIL: "x"}, "provider_params": {EVIL: EVIL}}
+    key = {
+        "api_key": "sk-0123456789abcdef",
+        "name": EVIL,
+        "model_mapping": {EVIL: "x", PLAIN: "x"},
+        "provider_params": {EVIL: EVIL},
+    }
     own = await providers.create(context, TESTER, project.id, key)
     shared = await providers.create(context, TESTER, None, {**key, "id": "shared"})
     fields = {"name": EVIL, "allowed_models": [EVIL]}
@@ -43,6 +54,10 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
     call.provider = call.provider_type = call.endpoint = call.upstream_request_id = call.outcome = call.code = EVIL
     call.failed_attempts = [{"provider": EVIL, "status": None, "code": EVIL, "duration": 0.1}]
     context.bus.publish(call)
+    letters = DeadLetters(Path(context.settings.event_dir) / FILE)
+    for reason in (EVIL, "400"):
+        await letters.add(EVIL, reason, event={"id": EVIL, "project_id": EVIL, "project_name": EVIL, "model": EVIL})
+    [letter, _] = letters.letters()
     here = f"projects/{project.id}"
     for path in (
         "projects",
@@ -68,6 +83,9 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
         "health",
         "requests",
         f"requests/{call.id}",
+        "events",
+        f"events/{letter.id}",
+        f"events/drop?{urlencode({'sink': EVIL, 'reason': EVIL})}",
     ):
         page = await visitor.get(f"/admin/{path}")
         assert page.status == 200, path
@@ -77,6 +95,10 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
         assert scripts[0] == {"src": "/admin/static/admin.js", "defer": ""}, path
         assert [given["src"] for given in scripts[1:]] == SCRIPTS.get(path, []), path
         assert "{{7*7}}" in page.text, path
+    page = await visitor.get(f"/admin/chat?project_id={project.id}")
+    assert page.text.count("alert(1)") == 1 and page.form("/admin/chat").fields["model"] == PLAIN
+    assert [given["src"] for tag, given in page.tags if tag == "script"] == ["/admin/static/admin.js", "/admin/static/chat.js"]
+    assert not [tag for tag, _ in page.tags if tag == "img"]
     # What is written into forms and filters, and then shown again because it was wrong.
     for path, name in (
         ("projects", "search"),
