@@ -21,6 +21,7 @@ from llm_proxy.db.timed import TimedDatabase
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
+from llm_proxy.events.recent import RecentEvents
 from llm_proxy.events.recorders import log_call, measure
 from llm_proxy.failures import Failures
 from llm_proxy.history import History, open_history
@@ -79,6 +80,7 @@ class Context:
     metrics: Metrics
     counting: Counting
     events: Pipeline
+    recent: RecentEvents
     history: History
     running: RunningCalls
     upstream: Upstream
@@ -186,6 +188,13 @@ async def _open_history(stack: AsyncExitStack, settings: Settings, database: Dat
     return await stack.enter_async_context(open_history(database, bus, metrics.usage_lost.inc, settings.usage_retention_days))
 
 
+def _open_recent(settings: Settings, bus: Bus) -> RecentEvents:
+    recent = RecentEvents(nameless=settings.observability_capture == "none")
+    if settings.observability_enabled:
+        bus.read_by(recent.add)
+    return recent
+
+
 def _known_limits(settings: Settings) -> KnownLimits:
     most = settings.distributed_rate_limit_max if settings.distributed_rate_limit_enabled else 0
     return KnownLimits(
@@ -228,7 +237,7 @@ async def open_context(
         _open_logs(stack, settings)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        tasks, bus, metrics, counting = Tasks(), Bus(), Metrics(), Counting()
         database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
@@ -257,6 +266,7 @@ async def open_context(
             metrics=metrics,
             counting=counting,
             events=events,
+            recent=_open_recent(settings, bus),
             history=await _open_history(stack, settings, database, bus, metrics),
             running=RunningCalls(),
             upstream=upstream,

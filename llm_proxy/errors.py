@@ -49,6 +49,7 @@ RULES: Mapping[str, Rule] = {
     "token_expired": Rule(401, _AUTH, False),
     "token_inactive": Rule(401, _AUTH, False),
     "project_inactive": Rule(403, "permission_error", False),
+    "ended_by_operator": Rule(403, "permission_error", False),
     "invalid_management_token": Rule(401, _AUTH, False),
     "invalid_form": Rule(403, "permission_error", False),
     "too_many_failures": Rule(429, "rate_limit_error", False),

@@ -8,9 +8,23 @@ import jinja2
 from aiohttp import web
 
 from llm_proxy import __version__, admin_v1
-from llm_proxy.admin import audit, cache, chat, dashboard, events, health, login, master_keys, projects, providers, tokens
+from llm_proxy.admin import (
+    audit,
+    cache,
+    chat,
+    dashboard,
+    events,
+    health,
+    login,
+    master_keys,
+    projects,
+    providers,
+    requests,
+    tokens,
+)
 from llm_proxy.admin.display import FILTERS
 from llm_proxy.admin.playground import Playground
+from llm_proxy.admin.tail import Tail
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError
@@ -39,6 +53,8 @@ TYPES = {
 HOME = "/admin/dashboard"
 PAGES: tuple[tuple[str, Page], ...] = (
     ("dashboard", dashboard.show),
+    ("requests", requests.find),
+    ("requests/{id}", requests.show),
     ("chat", chat.show),
     ("projects", projects.find),
     ("new-project", projects.new),
@@ -72,9 +88,10 @@ PAGES: tuple[tuple[str, Page], ...] = (
     ("health", health.show),
 )
 # What pages that are open keep themselves up to date with.
-STREAMS: tuple[tuple[str, Page], ...] = (("dashboard/live", dashboard.live),)
+STREAMS: tuple[tuple[str, Page], ...] = (("dashboard/live", dashboard.live), ("requests-live", requests.live))
 ACTS: tuple[tuple[str, Page], ...] = (
     ("logout", login.log_out),
+    ("requests/end", requests.end),
     ("chat", chat.send),
     ("projects", projects.create),
     ("projects/{id}", projects.update),
@@ -121,6 +138,7 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     """The application of the admin site."""
     app = web.Application(middlewares=[frame])
     app[CONTEXT], app[PROXY], app[STATIC] = context, proxy, read_static()
+    app[requests.TAIL] = Tail(context)
     app[SHOW_ERROR] = show_error
     app[chat.PLAYGROUND] = Playground()
     app.on_response_prepare.append(protect)

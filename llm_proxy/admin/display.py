@@ -109,6 +109,15 @@ def lasting(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def took(seconds: float | None) -> str:
+    """How long a call took, or a part of it, with three figures that say something."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f} ms"
+    return f"{seconds:.3g} s" if seconds < 100 else lasting(seconds)
+
+
 def as_json(value: object) -> str:
     """A document for people."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
@@ -141,6 +150,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "size": size,
     "percent": percent,
     "lasting": lasting,
+    "took": took,
     "as_json": as_json,
     "twice": twice,
 }

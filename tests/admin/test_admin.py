@@ -63,6 +63,7 @@ def test_the_policy_lets_no_page_run_or_load_anything_from_elsewhere() -> None:
     [
         ("admin.css", "text/css; charset=utf-8"),
         ("admin.js", "text/javascript; charset=utf-8"),
+        ("requests.js", "text/javascript; charset=utf-8"),
         ("icon.svg", "image/svg+xml"),
         ("openapi.yaml", "application/yaml"),
     ],

@@ -18,6 +18,7 @@ from llm_proxy.db.sql import Page
 from llm_proxy.events import Event
 from llm_proxy.events.dead_letters import FILE, DeadLetters
 from llm_proxy.tokens import find as find_tokens
+from llm_proxy.usage import Usage
 
 # The one skip that the specification allows; scripts/test says it too, and .ci/run installs what is missing.
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason=MISSING)
@@ -36,6 +37,13 @@ async def furnish(house: House) -> dict[str, str]:
         made, _ = await tokens.create(context, TESTER, {"project_id": project, "name": status, "max_requests": 1_000_000})
     await tokens.revoke(context, TESTER, made.id)
     await master_keys.create(context, TESTER, {"name": "batch", "id": "master"})
+    call = Event("r", None, "192.0.2.1", "client/9 " * 9, "POST", "/v1/" + "long/" * 60, request_body="{}" * 9999)
+    call.token_id, call.token_name, call.project_id, call.project_name = made.id, "active", project, "x" * 200
+    call.model, call.provider, call.provider_type = "m" * 256, own.id, "openai"
+    call.outcome, call.status, call.code = "refused", 403, "model_not_allowed"
+    call.usage, call.attempts = Usage(10**9, 10**9, 10**9, source="provider"), 2
+    call.failed_attempts = [{"provider": own.id, "status": 500, "code": None, "duration": 1.5}]
+    context.bus.publish(call)
     letters = DeadLetters(Path(context.settings.event_dir) / FILE)
     for sink, reason in (("lunary", "refused " * 30), ("lunary", "400"), ("file", "gone")):
         await letters.add(sink, reason, event={"id": "0199a1b2-0000-7000-8000-000000000001", "model": "m" * 300})
@@ -51,6 +59,7 @@ async def furnish(house: House) -> dict[str, str]:
         "tokens": made.id,
         "master-keys": "master",
         "audit": row["id"],
+        "requests": call.id,
         "own": own.id,
         "events": letter.id,
     }
