@@ -280,10 +280,13 @@ async def test_every_act_works_and_a_reload_repeats_nothing(tmp_path: Path, fake
 async def furnished(house: House, step: Step, base: str, number: int) -> Things:
     """What only this step uses: a project with a key and a token, a provider, a master key."""
     context, name, pool, master = house.context, f"Project {number}", f"pool-{number}", f"master-{number}"
-    project = await house.project(f"{base}/v1", name=name)
+    address = f"{base}/v1"
+    project = await house.project(address, name=name)
     [own] = await providers.of_project(context, project)
     token, _ = await tokens.create(context, TESTER, {"project_id": project, "name": f"Token {number}"})
-    await providers.create(context, TESTER, None, {"id": pool, "name": pool, "api_key": "sk-0123456789", "api_base": f"{base}/v1"})
+    await providers.create(
+        context, TESTER, None, {"id": pool, "name": pool, "api_key": "sk-0123456789", "api_base": f"{base}/v1"}
+    )
     await master_keys.create(context, TESTER, {"id": master, "name": f"Master key {number}"})
     things = {"project": project, "name": name, "own": own.id, "token": token.id, "pool": pool, "master": master}
     if step.before:
