@@ -175,7 +175,8 @@ def _on_every_address(address: str) -> bool:
 
 
 def _url(bound: tuple[Any, ...], host: str) -> str:
-    host = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host.strip("[]")
+    # What listens on [::] need not take IPv4: asyncio has it take IPv6 only.
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
     return f"http://[{host}]:{bound[1]}" if ":" in host else f"http://{host}:{bound[1]}"
 
 

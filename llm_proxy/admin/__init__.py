@@ -8,8 +8,9 @@ import jinja2
 from aiohttp import web
 
 from llm_proxy import __version__, admin_v1
-from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, tokens
+from llm_proxy.admin import audit, cache, chat, events, health, login, master_keys, projects, providers, tokens
 from llm_proxy.admin.display import FILTERS
+from llm_proxy.admin.playground import Playground
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError
@@ -37,6 +38,7 @@ TYPES = {
 
 HOME = "/admin/projects"
 PAGES: tuple[tuple[str, Page], ...] = (
+    ("chat", chat.show),
     ("projects", projects.find),
     ("new-project", projects.new),
     ("projects/{id}", projects.show),
@@ -68,6 +70,7 @@ PAGES: tuple[tuple[str, Page], ...] = (
 )
 ACTS: tuple[tuple[str, Page], ...] = (
     ("logout", login.log_out),
+    ("chat", chat.send),
     ("projects", projects.create),
     ("projects/{id}", projects.update),
     ("projects/{id}/activate", projects.activate),
@@ -112,6 +115,7 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app = web.Application(middlewares=[frame])
     app[CONTEXT], app[PROXY], app[STATIC] = context, proxy, read_static()
     app[SHOW_ERROR] = show_error
+    app[chat.PLAYGROUND] = Playground()
     app.on_response_prepare.append(protect)
     templates = jinja2.PackageLoader("llm_proxy.web")
     pages = aiohttp_jinja2.setup(app, loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, filters=FILTERS)

@@ -252,6 +252,14 @@ STEPS = (
         Wrong("Paths that begin with", "", "Say what to purge."),
     ),
     Step("cache/purge", "cache", "Purge", "Entries purged here:", "cache.purge", on_the_way=("Purge all…",)),
+    Step(
+        "chat",
+        "chat",
+        "Send",
+        "You said: Are you there?",
+        "token.create",
+        {"Project": "{name}", "Model": "gpt-4o-mini", "Message": "Are you there?"},
+    ),
     # After it there is no session.
     Step("logout", "health", "Log out", "Management token", "admin.logout"),
 )

@@ -9,12 +9,19 @@ from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import AuditEvent
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</textarea></title>"
+# Without a star, which makes a pattern of a model's name.
+PLAIN = EVIL.replace("*", "+")
 
 
 async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, api: Management) -> None:
     context = house.context
     project = await projects.create(context, TESTER, {"name": EVIL})
-    key = {"api_key": "sk-0123456789abcdef", "name": EVIL, "model_mapping": {EVIL: "x"}, "provider_params": {EVIL: EVIL}}
+    key = {
+        "api_key": "sk-0123456789abcdef",
+        "name": EVIL,
+        "model_mapping": {EVIL: "x", PLAIN: "x"},
+        "provider_params": {EVIL: EVIL},
+    }
     own = await providers.create(context, TESTER, project.id, key)
     shared = await providers.create(context, TESTER, None, {**key, "id": "shared"})
     fields = {"name": EVIL, "allowed_models": [EVIL]}
@@ -64,6 +71,10 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
         assert not [tag for tag, given in page.tags if tag == "img" or any(name.startswith("on") for name in given)], path
         assert [given for tag, given in page.tags if tag == "script"] == [{"src": "/admin/static/admin.js", "defer": ""}], path
         assert "{{7*7}}" in page.text, path
+    page = await visitor.get(f"/admin/chat?project_id={project.id}")
+    assert page.text.count("alert(1)") == 1 and page.form("/admin/chat").fields["model"] == PLAIN
+    assert [given["src"] for tag, given in page.tags if tag == "script"] == ["/admin/static/admin.js", "/admin/static/chat.js"]
+    assert not [tag for tag, _ in page.tags if tag == "img"]
     # What is written into forms and filters, and then shown again because it was wrong.
     for path, name in (("projects", "search"), ("tokens", "search"), ("audit", "action"), ("audit", "start_time")):
         async with visitor.session.get(f"{visitor.url}/admin/{path}", params={name: EVIL}) as reply:
