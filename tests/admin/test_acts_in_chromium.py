@@ -315,7 +315,7 @@ async def furnished(house: House, base: str, number: int) -> Things:
 async def carried_out(tab: Watched, step: Step, things: Things) -> str:
     """Do one act by what the page shows, first with what is wrong; the path that the form was sent to."""
     await tab.open(step.page.format_map(things))
-    for name in step.on_the_way:
+    for name in (name.format_map(things) for name in step.on_the_way):
         await tab.page.get_by_role("link", name=name, exact=True).or_(pressable(tab, name)).click()
     button = pressable(tab, step.button.format_map(things))
     form = tab.page.locator("form").filter(has=button)
