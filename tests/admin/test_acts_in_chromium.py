@@ -90,9 +90,9 @@ OWN, POOL = "projects/{project}/keys/{own}", "providers/{pool}"
 STEPS = (
     Step(
         "login",
-        "login",
+        "login?next=/admin/health",
         "Log in",
-        "Projects",
+        "Runs for",
         "admin.login",
         {"Management token": MANAGEMENT_TOKEN, "Stay logged in on this computer for 30 days": True},
         Wrong("Management token", "guessed", "This is not the management token."),
