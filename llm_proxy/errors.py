@@ -87,6 +87,7 @@ RULES: Mapping[str, Rule] = {
     # What stands behind us.
     "database_unavailable": Rule(503, _SERVER),
     "cache_unavailable": Rule(503, _SERVER),
+    "events_unavailable": Rule(503, _SERVER),
     "upstream_unavailable": Rule(502, _UPSTREAM, True),
     "upstream_tls_error": Rule(502, _UPSTREAM, True),
     "upstream_timeout": Rule(504, _UPSTREAM, True),

@@ -66,6 +66,8 @@ PAGES: tuple[tuple[str, Page], ...] = (
     ("audit/{id}", audit.show),
     ("audit-export/{kind}", audit.export),
     ("events", events.show),
+    ("events/drop", events.confirm_drop),
+    ("events/{id}", events.letter),
     ("health", health.show),
 )
 ACTS: tuple[tuple[str, Page], ...] = (
@@ -97,6 +99,8 @@ ACTS: tuple[tuple[str, Page], ...] = (
     ("providers/{provider_id}/delete", providers.delete),
     ("cache/preview", cache.preview),
     ("cache/purge", cache.purge),
+    ("events/retry", events.retry),
+    ("events/drop", events.drop),
 )
 
 

@@ -12,11 +12,13 @@ import pytest
 from playwright.async_api import Locator
 from stage.chromium import MISSING, PATH, Watched, open_chromium
 from stage.house import MANAGEMENT_TOKEN, TESTER, House, open_house, settings_for
+from stage.logs import samples
 
 from llm_proxy import audit
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.admin import ACTS
 from llm_proxy.db.sql import Page
+from llm_proxy.events.dead_letters import FILE, DeadLetters
 
 # The one skip that the specification allows; scripts/test says it too, and .ci/run installs what is missing.
 browsing = pytest.mark.skipif(not PATH.exists(), reason=MISSING)
@@ -78,6 +80,14 @@ async def stopped(house: House, things: Things) -> AsyncIterator[None]:
 async def out_of_use(house: House, things: Things) -> AsyncIterator[None]:
     """The provider is disabled."""
     await providers.update(house.context, TESTER, None, things["pool"], {"is_enabled": False})
+    yield
+
+
+@asynccontextmanager
+async def refused_letter(house: House, things: Things) -> AsyncIterator[None]:
+    """A sink refused an event, for a reason of its own."""
+    letters = DeadLetters(Path(house.context.settings.event_dir) / FILE)
+    await letters.add("file", f"refused {things['pool']}", event=samples(0)[0])
     yield
 
 
@@ -260,6 +270,23 @@ STEPS = (
         "token.create",
         {"Project": "{name}", "Model": "gpt-4o-mini", "Message": "Are you there?"},
     ),
+    Step(
+        "events/retry",
+        "events",
+        "Retry file: refused {pool}",
+        "Delivered again: 1.",
+        "events.retry",
+        given=refused_letter,
+    ),
+    Step(
+        "events/drop",
+        "events",
+        "Drop 1",
+        "Dropped for good: 1.",
+        "events.drop",
+        on_the_way=("Drop… file: refused {pool}",),
+        given=refused_letter,
+    ),
     # After it there is no session.
     Step("logout", "health", "Log out", "Management token", "admin.logout"),
 )
@@ -273,7 +300,7 @@ def test_every_act_of_the_site_has_a_step() -> None:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("scripts", [True, False], ids=["with scripts", "without scripts"])
 async def test_every_act_works_and_a_reload_repeats_nothing(tmp_path: Path, fake: str, scripts: bool) -> None:
-    async with open_house(settings_for(tmp_path)) as house, open_chromium() as browser:
+    async with open_house(settings_for(tmp_path, EVENT_SINKS="file")) as house, open_chromium() as browser:
         site = house.sites.admin
         assert site
         tab = Watched(await browser.new_page(java_script_enabled=scripts, timezone_id="Europe/Berlin", locale="en-GB"), site)

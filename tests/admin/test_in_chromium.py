@@ -33,10 +33,20 @@ async def furnish(house: House) -> dict[str, str]:
         made, _ = await tokens.create(context, TESTER, {"project_id": project, "name": status, "max_requests": 1_000_000})
     await tokens.revoke(context, TESTER, made.id)
     await master_keys.create(context, TESTER, {"name": "batch", "id": "master"})
-    await DeadLetters(Path(context.settings.event_dir) / FILE).add("lunary", "refused " * 30, event={"id": "e"})
+    letters = DeadLetters(Path(context.settings.event_dir) / FILE)
+    for sink, reason in (("lunary", "refused " * 30), ("lunary", "400"), ("file", "gone")):
+        await letters.add(sink, reason, event={"id": "0199a1b2-0000-7000-8000-000000000001", "model": "m" * 300})
+    [letter, *_] = letters.letters()
     row = await context.database.fetch_one("SELECT id FROM audit_events WHERE action = 'token.create' LIMIT 1")
     assert row
-    return {"projects": project, "tokens": made.id, "master-keys": "master", "audit": row["id"], "own": own.id}
+    return {
+        "projects": project,
+        "tokens": made.id,
+        "master-keys": "master",
+        "audit": row["id"],
+        "own": own.id,
+        "events": letter.id,
+    }
 
 
 def filled(path: str, ids: dict[str, str]) -> str:

@@ -1,5 +1,8 @@
 """Text that strangers and operators choose is shown as text, in every field of every page."""
 
+from pathlib import Path
+from urllib.parse import urlencode
+
 from stage.house import TESTER, House
 from stage.management import Management
 from stage.visitor import Visitor
@@ -7,6 +10,7 @@ from stage.visitor import Visitor
 from llm_proxy import audit
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import AuditEvent
+from llm_proxy.events.dead_letters import FILE, DeadLetters
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}</textarea></title>"
 # Without a star, which makes a pattern of a model's name.
@@ -41,6 +45,10 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
     )
     event = AuditEvent(action=EVIL, **dict.fromkeys(texts, EVIL), details={EVIL: [EVIL]})
     await audit.insert(context.database, [event])
+    letters = DeadLetters(Path(context.settings.event_dir) / FILE)
+    for reason in (EVIL, "400"):
+        await letters.add(EVIL, reason, event={"id": EVIL, "project_id": EVIL, "project_name": EVIL, "model": EVIL})
+    [letter, _] = letters.letters()
     here = f"projects/{project.id}"
     for path in (
         "projects",
@@ -64,6 +72,9 @@ async def test_stored_scripts_are_shown_as_text(house: House, visitor: Visitor, 
         "audit",
         f"audit/{event.id}",
         "health",
+        "events",
+        f"events/{letter.id}",
+        f"events/drop?{urlencode({'sink': EVIL, 'reason': EVIL})}",
     ):
         page = await visitor.get(f"/admin/{path}")
         assert page.status == 200, path
