@@ -17,6 +17,7 @@ from stage.house import House
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import Who
 from llm_proxy.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
+from llm_proxy.events import as_record
 from llm_proxy.events.dead_letters import FILE, DeadLetters
 
 ADA = Who("operator:5f3a91c2", client_ip="198.51.100.23", user_agent="Mozilla/5.0")
@@ -99,7 +100,7 @@ async def furnished(house: House, fake: str) -> AsyncIterator[Demo]:
         room = asyncio.Semaphore(AT_A_TIME)
         await asyncio.gather(*(_call(client, room, CHANCE.choice(callers)) for _ in range(CALLS)))
         await _remember_a_day(house)
-        await _dead_letters(house)
+        letter = await _dead_letters(house)
         began = [asyncio.Event() for _ in range(RUNNING)]
         free = [caller for caller in callers if not caller.has_quota]
         running = [asyncio.ensure_future(_long_call(client, CHANCE.choice(free), event)) for event in began]
@@ -112,7 +113,8 @@ async def furnished(house: House, fake: str) -> AsyncIterator[Demo]:
         await _age(house)
         row = await context.database.fetch_one("SELECT id FROM audit_events WHERE action = 'token.create' LIMIT 1")
         assert row
-        yield Demo({**ids, "audit": row["id"], "master-keys": "nightly"})
+        found = {"audit": row["id"], "events": letter, "requests": house.events[-1].id}
+        yield Demo({**ids, **found, "master-keys": "nightly"})
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -189,11 +191,13 @@ async def _remember_a_day(house: House) -> None:
     await history.settle()
 
 
-async def _dead_letters(house: House) -> None:
-    """Events that a sink refused."""
+async def _dead_letters(house: House) -> str:
+    """Events that a sink refused; the id of one letter."""
     letters = DeadLetters(pathlib.Path(house.context.settings.event_dir) / FILE)
     for event in house.events[:3]:
-        await letters.add("lunary", "413: the body is larger than this project allows", event={"id": event.id})
+        await letters.add("lunary", "413: the body is larger than this project allows", event=as_record(event))
+    [letter, *_] = letters.letters()
+    return letter.id
 
 
 async def _age(house: House) -> None:
