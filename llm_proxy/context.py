@@ -30,7 +30,7 @@ from llm_proxy.limits.quota import Quota
 from llm_proxy.limits.rates import Bounds, KnownLimits
 from llm_proxy.metrics import Metrics
 from llm_proxy.news import open_news
-from llm_proxy.operators import Operators
+from llm_proxy.operators import Operators, name_of
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
 from llm_proxy.providers.breaker import Breakers, State
@@ -42,7 +42,7 @@ from llm_proxy.providers.retries import RetryBudget
 from llm_proxy.providers.statistics import KnownLabels, ProviderCollector
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
-from llm_proxy.sessions import Sessions
+from llm_proxy.sessions import Session, Sessions
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
@@ -101,7 +101,9 @@ class Context:
     listed_models: ListedModels = field(default_factory=ListedModels)
 
     def __post_init__(self) -> None:
-        self.sessions = Sessions(self.database, self.operators.fingerprints)
+        self.sessions = Sessions(
+            self.database, self.operators.fingerprints, lambda session, reason: _on_session_end(self, session, reason)
+        )
         self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))
         self.retries = RetryBudget(lambda: self.active)
         self.labels = KnownLabels(self.providers, self.settings.provider_suffix)
@@ -322,6 +324,11 @@ def _on_breaker(context: Context, provider_id: str, state: State, reason: str) -
     if state == "bad_key":
         facts = {"outcome": "failure", "reason": reason, "details": {"provider_id": provider_id}}
         context.audit.append(event_of(Who("system"), "provider.key_refused", **facts))
+
+
+def _on_session_end(context: Context, session: Session, reason: str) -> None:
+    """Put a session that has ended by itself into the audit log, under its operator and the address where it began."""
+    context.audit.append(event_of(Who(name_of(session.management_hash), session.client_ip), "admin.session_end", reason=reason))
 
 
 def _forget_deleted(context: Context, change: Change) -> None:

@@ -24,6 +24,7 @@ from llm_proxy.usage import Usage
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason=MISSING)
 
 CHECKS = (Path(__file__).parent / "checks.js").read_text()
+KEYBOARD = (Path(__file__).parent / "keyboard.js").read_text()
 LOOKS = [(width, scheme) for width in (360, 1440) for scheme in ("light", "dark")]
 
 
@@ -79,10 +80,12 @@ async def test_every_page_can_be_read_and_used_by_everybody(house: House) -> Non
         found: dict[str, Any] = {}
         await tab.open("login")
         found |= await looked_at(tab, "login")
+        found |= await tabbed_through(tab, "login")
         await tab.log_in()
         for path in [filled(path, ids) for path, _ in PAGES if not path.startswith("audit-export")]:
             await tab.open(path)
             found |= await looked_at(tab, path)
+            found |= await tabbed_through(tab, path)
     assert found == {}, json.dumps(found, indent=1)
     assert tab.complaints == []
 
@@ -97,6 +100,14 @@ async def looked_at(tab: Watched, path: str) -> dict[str, Any]:
         if wrong := await tab.page.evaluate(CHECKS):
             found[f"{path} at {width} px, {scheme}"] = wrong
     return found
+
+
+async def tabbed_through(tab: Watched, path: str) -> dict[str, Any]:
+    """What of a page the Tab key does not reach, or not visibly."""
+    for _ in range(await tab.page.evaluate(f"({KEYBOARD}).begin()")):
+        await tab.page.keyboard.press("Tab")
+    wrong = await tab.page.evaluate(f"({KEYBOARD}).end()")
+    return {f"{path} by keyboard": wrong} if wrong else {}
 
 
 async def test_a_token_is_made_copied_and_not_made_again_by_a_reload(house: House) -> None:
