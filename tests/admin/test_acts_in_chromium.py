@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import aiohttp
 import playwright.async_api
 import pytest
 from playwright.async_api import Locator
@@ -91,6 +92,17 @@ async def refused_letter(house: House, things: Things) -> AsyncIterator[None]:
     yield
 
 
+@asynccontextmanager
+async def calling(house: House, things: Things) -> AsyncIterator[None]:
+    """A stream runs, of which its client has the beginning."""
+    body = {"model": "gpt-4o-mini", "stream": True, "messages": [{"role": "user", "content": "Go on."}]}
+    headers = {"Authorization": f"Bearer {await house.token(things['project'])}", "X-Fake-Words": "5000", "X-Fake-Drip": "0.05"}
+    path = "/v1/chat/completions"
+    async with aiohttp.ClientSession(house.url) as client, client.post(path, json=body, headers=headers) as reply:
+        await reply.content.readany()
+        yield
+
+
 MANY = Wrong("Quota of requests", "many", "whole number")
 OFTEN = Wrong("Requests a second", "often", "whole number")
 HEAVY = Wrong("Weight", "heavy", "whole number")
@@ -104,7 +116,7 @@ STEPS = (
         "Log in",
         "Runs for",
         "admin.login",
-        {"Management token": MANAGEMENT_TOKEN, "Stay logged in on this computer for 30 days": True},
+        {"Management token": MANAGEMENT_TOKEN, "Stay logged in here for 30 days": True},
         Wrong("Management token", "guessed", "This is not the management token."),
     ),
     Step(
@@ -287,6 +299,7 @@ STEPS = (
         on_the_way=("Drop… file: refused {pool}",),
         given=refused_letter,
     ),
+    Step("requests/end", "requests", "End", "The call ends now;", "call.end", given=calling),
     # After it there is no session.
     Step("logout", "health", "Log out", "Management token", "admin.logout"),
 )
