@@ -14,6 +14,7 @@ import orjson
 
 from llm_proxy.clock import DAY_MS, MINUTE_MS, now_ms, to_rfc3339
 from llm_proxy.db import Connection, Database, Row
+from llm_proxy.db.bounded import MOST, Search, search_page
 from llm_proxy.db.sql import Page, contains, pattern, select_page
 from llm_proxy.errors import DatabaseUnavailable, SettingsError
 from llm_proxy.ids import new_id
@@ -38,6 +39,9 @@ EXACT_FILTERS = (
     "method",
     "path",
 )
+SEARCHED = ("action", "actor", "path", "reason", "details")
+# Events around the beginning and the end of a span of time, among which the first and the last id of it are.
+NEIGHBOURS = 5000
 
 
 class Who(NamedTuple):
@@ -123,10 +127,68 @@ async def find(connection: Connection, page: Page, filters: Mapping[str, Any]) -
     params = dict(filters)
     if "search" in params:
         params["search"] = pattern(params["search"])
-        conditions.append(contains("search", "action", "actor", "path", "reason", "details"))
+        conditions.append(contains("search", *SEARCHED))
     return [
         _from_row(row) for row in await select_page(connection, f"SELECT {_COLUMNS} FROM audit_events", conditions, params, page)
     ]
+
+
+class Looked(NamedTuple):
+    """A page of events, found among a bounded number of them.
+
+    Attributes:
+        events: one more than asked when there are more that way.
+        until: the last event that was looked at, where there are more to look at.
+    """
+
+    events: list[AuditEvent]
+    until: AuditEvent | None = None
+
+
+async def look(connection: Connection, page: Page, filters: Mapping[str, Any], most: int = MOST) -> Looked:
+    """What `find` does, for people who wait: with several filters, or a text to search, it ends after `most` events."""
+    span = await _span(connection, filters)
+    if span is None:
+        return Looked([])
+    params = {**filters, "search": pattern(filters.get("search", ""))}
+    # The index of times would bring every event of the span, to be sorted by id; the sum keeps databases from it.
+    times = ["timestamp + 0 >= :start_time"] if "start_time" in filters else []
+    times += ["timestamp + 0 < :end_time"] if "end_time" in filters else []
+    search = Search(
+        _COLUMNS,
+        "audit_events",
+        exact=[name for name in EXACT_FILTERS if name in filters],
+        first=span.get("first"),
+        last=span.get("last"),
+        frequent=times,
+        rare=[contains("search", *SEARCHED)] if "search" in filters else [],
+        most=most,
+    )
+    found = await search_page(connection, search, params, page)
+    return Looked([_from_row(row) for row in found.rows], await get(connection, found.until) if found.until else None)
+
+
+async def _span(connection: Connection, filters: Mapping[str, Any]) -> dict[str, str] | None:
+    """Between which ids the events of a span of time are; None where there are none.
+
+    Ids and times were given by one clock, at once. Clocks are set, and several differ a little, hence many neighbours.
+    """
+    found: dict[str, str] = {}
+    for name, best, condition, order in (
+        ("first", "MIN", "timestamp >= :start_time", "ASC"),
+        ("last", "MAX", "timestamp < :end_time", "DESC"),
+    ):
+        if condition.rpartition(":")[2] not in filters:
+            continue
+        row = await connection.fetch_one(
+            f"SELECT {best}(id) AS id "
+            f"FROM (SELECT id FROM audit_events WHERE {condition} ORDER BY timestamp {order} LIMIT :most) AS near",
+            {**filters, "most": NEIGHBOURS},
+        )
+        if row is None or row["id"] is None:
+            return None
+        found[name] = row["id"]
+    return found
 
 
 class AuditLog:

@@ -21,6 +21,7 @@ from llm_proxy.db.timed import TimedDatabase
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
+from llm_proxy.events.recent import RecentEvents
 from llm_proxy.events.recorders import log_call, measure
 from llm_proxy.failures import Failures
 from llm_proxy.history import History, open_history
@@ -29,7 +30,7 @@ from llm_proxy.limits.quota import Quota
 from llm_proxy.limits.rates import Bounds, KnownLimits
 from llm_proxy.metrics import Metrics
 from llm_proxy.news import open_news
-from llm_proxy.operators import Operators
+from llm_proxy.operators import Operators, name_of
 from llm_proxy.peers import Network, parse_networks
 from llm_proxy.providers import Provider, ProviderCache
 from llm_proxy.providers.breaker import Breakers, State
@@ -41,7 +42,7 @@ from llm_proxy.providers.retries import RetryBudget
 from llm_proxy.providers.statistics import KnownLabels, ProviderCollector
 from llm_proxy.redis_client import eviction_warning, open_redis
 from llm_proxy.running import RunningCalls
-from llm_proxy.sessions import Sessions
+from llm_proxy.sessions import Session, Sessions
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
 from llm_proxy.tokens import TokenCache
@@ -79,6 +80,7 @@ class Context:
     metrics: Metrics
     counting: Counting
     events: Pipeline
+    recent: RecentEvents
     history: History
     running: RunningCalls
     upstream: Upstream
@@ -86,6 +88,8 @@ class Context:
     cache: HttpCache
     tasks: Tasks
     trusted_proxies: tuple[Network, ...]
+    # Whether this process serves the admin site and no calls: those, and what is known of them, are another's.
+    alone: bool = False
     started_at: float = field(default_factory=time.monotonic)
     draining: bool = False
     stopping: bool = False
@@ -97,7 +101,9 @@ class Context:
     listed_models: ListedModels = field(default_factory=ListedModels)
 
     def __post_init__(self) -> None:
-        self.sessions = Sessions(self.database, self.operators.fingerprints)
+        self.sessions = Sessions(
+            self.database, self.operators.fingerprints, lambda session, reason: _on_session_end(self, session, reason)
+        )
         self.breakers = Breakers(lambda provider_id, state, reason: _on_breaker(self, provider_id, state, reason))
         self.retries = RetryBudget(lambda: self.active)
         self.labels = KnownLabels(self.providers, self.settings.provider_suffix)
@@ -184,6 +190,13 @@ async def _open_history(stack: AsyncExitStack, settings: Settings, database: Dat
     return await stack.enter_async_context(open_history(database, bus, metrics.usage_lost.inc, settings.usage_retention_days))
 
 
+def _open_recent(settings: Settings, bus: Bus) -> RecentEvents:
+    recent = RecentEvents(nameless=settings.observability_capture == "none")
+    if settings.observability_enabled:
+        bus.read_by(recent.add)
+    return recent
+
+
 def _known_limits(settings: Settings) -> KnownLimits:
     most = settings.distributed_rate_limit_max if settings.distributed_rate_limit_enabled else 0
     return KnownLimits(
@@ -226,7 +239,7 @@ async def open_context(
         _open_logs(stack, settings)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        tasks, bus, metrics, counting = Tasks(), Bus(), Metrics(), Counting()
         database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
@@ -255,6 +268,7 @@ async def open_context(
             metrics=metrics,
             counting=counting,
             events=events,
+            recent=_open_recent(settings, bus),
             history=await _open_history(stack, settings, database, bus, metrics),
             running=RunningCalls(),
             upstream=upstream,
@@ -310,6 +324,11 @@ def _on_breaker(context: Context, provider_id: str, state: State, reason: str) -
     if state == "bad_key":
         facts = {"outcome": "failure", "reason": reason, "details": {"provider_id": provider_id}}
         context.audit.append(event_of(Who("system"), "provider.key_refused", **facts))
+
+
+def _on_session_end(context: Context, session: Session, reason: str) -> None:
+    """Put a session that has ended by itself into the audit log, under its operator and the address where it began."""
+    context.audit.append(event_of(Who(name_of(session.management_hash), session.client_ip), "admin.session_end", reason=reason))
 
 
 def _forget_deleted(context: Context, change: Change) -> None:

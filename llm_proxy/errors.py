@@ -49,6 +49,7 @@ RULES: Mapping[str, Rule] = {
     "token_expired": Rule(401, _AUTH, False),
     "token_inactive": Rule(401, _AUTH, False),
     "project_inactive": Rule(403, "permission_error", False),
+    "ended_by_operator": Rule(403, "permission_error", False),
     "invalid_management_token": Rule(401, _AUTH, False),
     "invalid_form": Rule(403, "permission_error", False),
     "too_many_failures": Rule(429, "rate_limit_error", False),
@@ -87,6 +88,7 @@ RULES: Mapping[str, Rule] = {
     # What stands behind us.
     "database_unavailable": Rule(503, _SERVER),
     "cache_unavailable": Rule(503, _SERVER),
+    "events_unavailable": Rule(503, _SERVER),
     "upstream_unavailable": Rule(502, _UPSTREAM, True),
     "upstream_tls_error": Rule(502, _UPSTREAM, True),
     "upstream_timeout": Rule(504, _UPSTREAM, True),

@@ -46,13 +46,15 @@ async def get(connection: Connection, id: str) -> MasterKey | None:
     return _from_row(row) if row else None
 
 
-async def find(connection: Connection, limit: int, after: str = "") -> list[MasterKey]:
-    """The first `limit` master keys whose id comes after `after`, by id."""
+async def find(connection: Connection, limit: int, after: str = "", before: str = "") -> list[MasterKey]:
+    """By id, the first `limit` master keys whose id comes after `after`, or the last whose id comes before `before`."""
+    comes, order = ("t.id < :before", "DESC") if before else ("t.id > :after", "ASC")
     rows = await connection.fetch_all(
-        f"{tokens.SELECT_WITH_GRACE} WHERE t.kind = :kind AND t.id > :after ORDER BY t.id LIMIT :limit",
-        {"kind": KIND, "after": after, "limit": limit},
+        f"{tokens.SELECT_WITH_GRACE} WHERE t.kind = :kind AND {comes} ORDER BY t.id {order} LIMIT :limit",
+        {"kind": KIND, "after": after, "before": before, "limit": limit},
     )
-    return [_from_row(row) for row in rows]
+    found = [_from_row(row) for row in rows]
+    return found[::-1] if before else found
 
 
 def _from_row(row: Row) -> MasterKey:

@@ -94,6 +94,22 @@ async def find(
     return [_from_row(row) for row in await select_page(connection, f"SELECT {_COLUMNS} FROM projects", conditions, params, page)]
 
 
+async def meant(connection: Connection, text: str, most: int = 4) -> list[Project]:
+    """What a person may mean: one project when it is clear, at most `most` when it is not, newest first.
+
+    A whole id or name goes before the name in another case, and that before a part of it.
+    """
+    ways = ("id = :text OR name = :text", "LOWER(name) = LOWER(:text)", contains("part", "name"))
+    for way in ways:
+        rows = await connection.fetch_all(
+            f"SELECT {_COLUMNS} FROM projects WHERE {way} ORDER BY id DESC LIMIT :most",
+            {"text": text, "part": pattern(text), "most": most},
+        )
+        if rows:
+            return [_from_row(row) for row in rows]
+    return []
+
+
 async def names_of(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     """The names of projects by their ids; ids of none are left out."""
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Both sites on one context: opened, served, stopped in order."""
+"""The sites on one context: opened, served, stopped in order."""
 
 import asyncio
 import contextlib
@@ -80,18 +80,35 @@ async def open_sites(context: Context, hurry: asyncio.Event | None = None) -> As
         runners = [runner]
         proxy, admin_site = await _open(stack, runner, "LISTEN_ADDR", settings.listen_addr, settings, for_proxy), None
         if settings.admin_ui_enabled:
-            limits = Limits(settings.max_request_bytes, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS)
-            admin_guard = Guard(limits, guard.count)
-            runner = GuardedRunner(
-                admin.create_app(context, ProxySite(proxy, _on_every_address(settings.listen_addr))),
-                lambda ours: _checked(context, ours, admin_guard),
-                admin_guard,
-            )
-            runners.append(runner)
+            runners.append(_admin_runner(context, proxy, guard.count))
             address = settings.admin_ui_listen_addr
-            admin_site = await _open(stack, runner, "ADMIN_UI_LISTEN_ADDR", address, settings, for_admin)
+            admin_site = await _open(stack, runners[-1], "ADMIN_UI_LISTEN_ADDR", address, settings, for_admin)
         yield Sites(proxy, admin_site)
         await _drain(context, runners, 0.0 if passed else settings.drain_delay, hurry or asyncio.Event())
+
+
+@asynccontextmanager
+async def open_admin_site(context: Context, hurry: asyncio.Event) -> AsyncIterator[str]:
+    """Serve the admin site alone while the block runs; yields its URL.
+
+    Raises:
+        StartError: its address cannot be listened on.
+    """
+    check_parser()
+    settings, (first, second) = context.settings, _by_purpose(systemd.passed_sockets())
+    host, _, port = settings.listen_addr.rpartition(":")
+    async with AsyncExitStack() as stack:
+        # Another process serves the proxy, by the same settings.
+        proxy = _url((host, int(port)), host)
+        runner = _admin_runner(context, proxy, lambda error: context.metrics.refusals.labels(error.code).inc())
+        yield await _open(stack, runner, "ADMIN_UI_LISTEN_ADDR", settings.admin_ui_listen_addr, settings, second or first)
+        await _drain(context, [runner], 0.0, hurry)
+
+
+def _admin_runner(context: Context, proxy: str, count: Callable[[ApiError], None]) -> GuardedRunner:
+    guard = Guard(Limits(context.settings.max_request_bytes, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS), count)
+    app = admin.create_app(context, ProxySite(proxy, _on_every_address(context.settings.listen_addr)))
+    return GuardedRunner(app, lambda ours: _checked(context, ours, guard), guard)
 
 
 def _by_purpose(passed: dict[str, socket.socket]) -> tuple[socket.socket | None, socket.socket | None]:
@@ -175,7 +192,8 @@ def _on_every_address(address: str) -> bool:
 
 
 def _url(bound: tuple[Any, ...], host: str) -> str:
-    host = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host.strip("[]")
+    # What listens on [::] need not take IPv4: asyncio has it take IPv6 only.
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
     return f"http://[{host}]:{bound[1]}" if ":" in host else f"http://{host}:{bound[1]}"
 
 
@@ -253,15 +271,31 @@ async def serve(context: Context, started: "asyncio.Future[Sites] | None" = None
     _raise_file_limit()
     with _signals(context) as stop:
         async with open_sites(context, stop.hurry) as sites:
-            context.tasks.start("loop lag", _measure_lag(context))
-            context.tasks.start("watchdog", _feed_watchdog())
-            _announce(context, sites)
-            systemd.notify("READY=1")
+            log.info("the proxy listens on %s", sites.proxy)
+            _announce_admin(context, sites.admin)
+            _is_ready(context)
             if started:
                 started.set_result(sites)
             await stop.asked.wait()
             log.info("stopping: %d calls in flight", context.active)
     log.info("stopped")
+
+
+async def serve_admin(context: Context) -> None:
+    """Serve the admin site alone until SIGTERM or SIGINT."""
+    _raise_file_limit()
+    with _signals(context) as stop:
+        async with open_admin_site(context, stop.hurry) as url:
+            _announce_admin(context, url)
+            _is_ready(context)
+            await stop.asked.wait()
+    log.info("stopped")
+
+
+def _is_ready(context: Context) -> None:
+    context.tasks.start("loop lag", _measure_lag(context))
+    context.tasks.start("watchdog", _feed_watchdog())
+    systemd.notify("READY=1")
 
 
 def _raise_file_limit() -> None:
@@ -271,10 +305,9 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _announce(context: Context, sites: Sites) -> None:
-    log.info("the proxy listens on %s", sites.proxy)
-    if sites.admin:
-        log.info("the admin site listens on %s%s", sites.admin, _how_to_reach(context.settings.admin_ui_listen_addr, sites.admin))
+def _announce_admin(context: Context, url: str | None) -> None:
+    if url:
+        log.info("the admin site listens on %s%s", url, _how_to_reach(context.settings.admin_ui_listen_addr, url))
 
 
 def _how_to_reach(address: str, url: str) -> str:

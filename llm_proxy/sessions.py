@@ -30,9 +30,17 @@ class Session:
         """Whether it was asked to last; such a one does not end by standing idle."""
         return self.expires_at - self.created_at > SHORT_MS
 
-    def is_over(self, now: int) -> bool:
-        """Whether it has ended by itself, at the time `now` in milliseconds."""
-        return now >= self.expires_at or (not self.is_long and now - self.last_seen_at >= IDLE_MS)
+    def over_because(self, now: int, operators: Collection[str]) -> str | None:
+        """Why it is over at the time `now` in milliseconds, None while it is not.
+
+        Args:
+            operators: the fingerprints of all management tokens that are good.
+        """
+        if self.management_hash not in operators:
+            return "management_token_changed"
+        if now >= self.expires_at:
+            return "expired"
+        return "idle" if not self.is_long and now - self.last_seen_at >= IDLE_MS else None
 
 
 _COLUMNS = ", ".join(column.name for column in fields(Session))
@@ -43,6 +51,9 @@ def hash_of(id: str) -> str:
     return hashlib.sha256(id.encode(errors="surrogateescape")).hexdigest()
 
 
+OnEnd = Callable[[Session, str], None]
+
+
 class Sessions:
     """Begins, recognises and ends sessions.
 
@@ -50,12 +61,14 @@ class Sessions:
 
     Args:
         operators: the fingerprints of all management tokens that are good; a session ends when its own is not among them.
+        on_end: told once of a session that has ended by itself, with the reason, when somebody comes with its id.
         now: milliseconds since the epoch.
     """
 
-    def __init__(self, database: Connection, operators: Collection[str], now: Callable[[], int] = now_ms) -> None:
+    def __init__(self, database: Connection, operators: Collection[str], on_end: OnEnd, now: Callable[[], int] = now_ms) -> None:
         self._database = database
         self._operators = operators
+        self._on_end = on_end
         self._now = now
 
     async def begin(self, tx: Connection, operator: str, client_ip: str, *, long: bool) -> tuple[Secret, Session]:
@@ -76,10 +89,13 @@ class Sessions:
         if row is None:
             return None
         session = Session(**row)
-        if session.is_over(self._now()) or session.management_hash not in self._operators:
-            await end(self._database, session)
-            return None
-        return session
+        reason = session.over_because(self._now(), self._operators)
+        if reason is None:
+            return session
+        # Of several that come at once, one takes it away.
+        if await end(self._database, session):
+            self._on_end(session, reason)
+        return None
 
     async def recognise(self, id: str) -> Session | None:
         """The session with this id, while it lasts, of which its owner makes use now."""
@@ -91,6 +107,7 @@ class Sessions:
         return session
 
 
-async def end(connection: Connection, session: Session) -> None:
-    """Forget a session, whoever still has its id."""
-    await connection.execute("DELETE FROM admin_sessions WHERE id_hash = :id_hash", {"id_hash": session.id_hash})
+async def end(connection: Connection, session: Session) -> bool:
+    """Forget a session, whoever still has its id; whether it was still there."""
+    sql = "DELETE FROM admin_sessions WHERE id_hash = :id_hash"
+    return await connection.execute(sql, {"id_hash": session.id_hash}) > 0

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llm_proxy import audit
-from llm_proxy.audit import EXACT_FILTERS, AuditEvent, AuditLog, Who, event_of, find, get, insert, shown
+from llm_proxy.audit import EXACT_FILTERS, AuditEvent, AuditLog, Who, event_of, find, get, insert, look, shown
 from llm_proxy.clock import DAY_MS, MINUTE_MS, now_ms
 from llm_proxy.db import Database, Params, Row
 from llm_proxy.db.sql import Page
@@ -469,3 +469,41 @@ async def test_retention_waits_for_a_database_that_is_away(caplog: pytest.LogCap
         await database.tried.wait()
         await until(lambda: bool(caplog.messages))
     assert caplog.messages == ["old audit events wait for the database to be deleted"]
+
+
+@pytest.mark.parametrize("most", [7, 1000], ids=["in pieces", "at once"])
+@pytest.mark.parametrize(
+    "filters",
+    [
+        pytest.param({}, id="everything"),
+        pytest.param({"action": "a1"}, id="one filter"),
+        pytest.param({"action": "a1", "actor": "b2"}, id="two filters"),
+        pytest.param({"search": "NEEDLE"}, id="a text"),
+        pytest.param({"search": "needle", "action": "a0"}, id="a text and a filter"),
+        pytest.param({"start_time": 40}, id="from a time"),
+        pytest.param({"end_time": 40}, id="up to a time"),
+        pytest.param({"start_time": 20, "end_time": 60}, id="a span of time"),
+        pytest.param({"start_time": 20, "end_time": 60, "action": "a0", "search": "needle"}, id="everything at once"),
+        pytest.param({"start_time": 500}, id="a span without events"),
+    ],
+)
+async def test_what_people_look_for_is_what_the_api_finds(database: Database, filters: dict[str, Any], most: int) -> None:
+    # Two clocks that differ a little: the order of ids is not quite that of times.
+    events = [
+        AuditEvent(f"a{n % 2}", f"b{n % 3}", timestamp=n + n % 2 * 5, details={"word": "Needle" if n % 4 == 0 else "hay"})
+        for n in range(80)
+    ]
+    await database.execute("DELETE FROM audit_events")
+    await insert(database, events)
+    wanted = [event.id for event in await find(database, Page(200), filters)]
+    assert bool(wanted) == (filters != {"start_time": 500})
+    found, page = list[str](), Page(9)
+    while True:
+        looked = await look(database, page, filters, most)
+        shown = [event.id for event in looked.events[:9]]
+        found += shown
+        end = shown[-1] if len(looked.events) > 9 else looked.until and looked.until.id
+        if end is None:
+            break
+        page = Page(9, after=end)
+    assert found == wanted

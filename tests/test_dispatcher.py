@@ -28,6 +28,7 @@ from llm_proxy.errors import StartError
 from llm_proxy.events import consuming
 from llm_proxy.events import dispatcher as delivery
 from llm_proxy.events import shipping as shipment
+from llm_proxy.events.consuming import StreamLetters
 from llm_proxy.events.stream import EVENT
 from llm_proxy.settings import Settings
 
@@ -172,7 +173,7 @@ async def test_a_poison_event_goes_to_the_dead_letters_in_redis(redis_server: Re
         await stream.add(epoch, [(EVENT, b"{"), (EVENT, orjson.dumps(sample(1)))])
         async with open_post(settings_for(tmp_path, REDIS_URL=redis_server.uri, **STREAMS), "file"):
             await until(lambda: lines_of(tmp_path / "events.jsonl"))
-        [letter] = await stream.letters("file")
+        [letter] = [found.facts async for found in StreamLetters(stream).read()]
         assert letter["sink"] == "file" and letter["reason"].startswith("unreadable") and letter["event"] == "{"
         [group] = (await stream.state()).groups
         assert (group.pending, group.consumers, group.dead_letters) == (0, 0, 1)
@@ -189,7 +190,7 @@ async def test_what_ends_every_dispatcher_goes_to_the_dead_letters(redis_server:
         async with open_post(settings_for(tmp_path, REDIS_URL=redis_server.uri, **STREAMS), "file") as post:
             await until(lambda: post.dispatcher.stats.delivered == 1 and post.dispatcher.stats.dead_letters == 1)
         assert [event["id"] for event in lines_of(tmp_path / "events.jsonl")] == [sample(2)["id"]]
-        [letter] = await stream.letters("file")
+        [letter] = [found.facts async for found in StreamLetters(stream).read()]
         assert letter["event"] == sample(1) and letter["reason"] == "10 dispatchers ended while they had it"
 
 

@@ -3,6 +3,7 @@
 import configparser
 import pathlib
 import re
+import struct
 import subprocess
 
 import click
@@ -15,6 +16,8 @@ from llm_proxy.tokens import PATTERN
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+# What scripts/screenshots writes.
+PICTURES = ROOT / "deploy" / "screenshots"
 
 
 def settings_table() -> str:
@@ -56,6 +59,16 @@ def test_every_error_code_is_in_the_readme(code: str) -> None:
 
 def test_the_pattern_for_secret_scanners_is_the_real_one() -> None:
     assert f"`{PATTERN}`" in README
+
+
+def test_the_pictures_are_there_light_to_load_and_described() -> None:
+    found = re.findall(r'<img src="([^"]+)" [^>]*alt="([^"]{30,})">', README)
+    assert len(found) == README.count("<img") == 3
+    assert {pathlib.Path(path) for path, _ in found} == {path.relative_to(ROOT) for path in PICTURES.iterdir()}
+    for path, _ in found:
+        data = (ROOT / path).read_bytes()
+        assert (data[12:16], struct.unpack(">II", data[16:24])) == (b"IHDR", (1440, 900)), path
+        assert len(data) <= 150_000, path
 
 
 def test_the_changelog_has_a_line_for_this_version() -> None:

@@ -28,6 +28,8 @@ async def test_the_first_master_key_makes_the_project_of_all(database: Database)
         assert (made.token.project_id, made.token.project_name, made.token.expires_at) == (DEFAULT_ID, "default", None)
     assert [key.id for key in await master_keys.find(database, 9)] == ["k0", "k1"]
     assert [key.id for key in await master_keys.find(database, 9, "k0")] == ["k1"]
+    assert [key.id for key in await master_keys.find(database, 1, before="k2")] == ["k1"]
+    assert [key.id for key in await master_keys.find(database, 9, before="k2")] == ["k0", "k1"]
     assert await tokens.find(database, Page()) == [], "they are no tokens of the other list"
     assert await master_keys.count_enabled(database) == 2
 

@@ -6,6 +6,7 @@ import pytest
 
 from llm_proxy.changes import Change
 from llm_proxy.errors import ApiError
+from llm_proxy.events import Event
 from llm_proxy.running import RunningCalls
 
 
@@ -15,7 +16,14 @@ class Call:
 
     token_id: str
     project_id: str
+    event: Event = field(default_factory=lambda: Event("r", None, None, None, "GET", "/"))
+    token_kind: str = "token"
+    streams: bool = False
+    sent_bytes: int = 0
     ended: list[ApiError] = field(default_factory=list)
+
+    def elapsed(self) -> float:
+        return 0.0
 
     def end(self, error: ApiError) -> None:
         self.ended.append(error)
@@ -56,6 +64,13 @@ def test_call_that_ended_is_not_concerned_any_more(running: RunningCalls, calls:
     running.remove(calls[3])
     assert len(running) == 3
     assert running.concerned_by(Change("token", "t3")) == []
+
+
+def test_calls_are_found_by_the_id_of_their_event_while_they_run(running: RunningCalls, calls: list[Call]) -> None:
+    assert [running.get(call.event.id) for call in calls] == calls
+    running.remove(calls[0])
+    assert running.get(calls[0].event.id) is None
+    assert running.longest() == calls[1:]
 
 
 def test_end_all_tells_each_call_why_even_as_they_leave(running: RunningCalls, calls: list[Call]) -> None:

@@ -1,5 +1,6 @@
 """Sessions last as long as they should, on both databases, and nothing stored opens one."""
 
+import asyncio
 import dataclasses
 
 import pytest
@@ -27,11 +28,19 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def known(database: Database, clock: Clock) -> Sessions:
-    return Sessions(database, {OPERATOR}, clock)
+def ended() -> list[str]:
+    """Why sessions have ended by themselves."""
+    return []
 
 
-async def test_an_idle_session_ends_and_a_used_one_goes_on_to_its_end(database: Database, known: Sessions, clock: Clock) -> None:
+@pytest.fixture
+def known(database: Database, ended: list[str], clock: Clock) -> Sessions:
+    return Sessions(database, {OPERATOR}, lambda session, reason: ended.append(reason), clock)
+
+
+async def test_an_idle_session_ends_and_a_used_one_goes_on_to_its_end(
+    database: Database, known: Sessions, ended: list[str], clock: Clock
+) -> None:
     id, session = await known.begin(database, OPERATOR, "192.0.2.1", long=False)
     began = clock.now
     while clock.now < began + SHORT_MS - IDLE_MS:
@@ -41,7 +50,8 @@ async def test_an_idle_session_ends_and_a_used_one_goes_on_to_its_end(database: 
     assert await known.recognise(id.reveal()) is None
     other, _ = await known.begin(database, OPERATOR, "192.0.2.1", long=False)
     clock.now += IDLE_MS
-    assert await known.recognise(other.reveal()) is None
+    assert await asyncio.gather(*(known.recognise(other.reveal()) for _ in range(5))) == [None] * 5
+    assert ended == ["expired", "idle"], "each is told of once"
     clock.now -= IDLE_MS
     assert await known.recognise(other.reveal()) is None, "an ended session does not come back"
     assert session.client_ip == "192.0.2.1"
@@ -68,10 +78,14 @@ async def test_only_hashes_are_stored_and_use_is_written_once_a_minute(database:
         assert id.reveal() not in str(dict(row))
 
 
-async def test_a_session_ends_with_its_management_token(database: Database, known: Sessions, clock: Clock) -> None:
+async def test_a_session_ends_with_its_management_token(
+    database: Database, known: Sessions, ended: list[str], clock: Clock
+) -> None:
     id, _ = await known.begin(database, OPERATOR, "192.0.2.1", long=True)
-    assert await Sessions(database, {"another"}, clock).recognise(id.reveal()) is None
+    after = Sessions(database, {"another"}, lambda session, reason: ended.append(reason), clock)
+    assert await after.recognise(id.reveal()) is None
     assert await known.recognise(id.reveal()) is None
+    assert ended == ["management_token_changed"]
 
 
 async def test_ended_and_expired_sessions_leave_no_row(database: Database, known: Sessions, clock: Clock) -> None:
@@ -86,5 +100,5 @@ async def test_ended_and_expired_sessions_leave_no_row(database: Database, known
 
 def test_a_clock_that_was_set_back_ends_no_session(clock: Clock) -> None:
     session = sessions.Session("h", clock.now, clock.now, clock.now + SHORT_MS, "", OPERATOR)
-    assert not session.is_over(clock.now - DAY_MS)
-    assert dataclasses.replace(session, expires_at=clock.now).is_over(clock.now)
+    assert session.over_because(clock.now - DAY_MS, {OPERATOR}) is None
+    assert dataclasses.replace(session, expires_at=clock.now).over_because(clock.now, {OPERATOR}) == "expired"

@@ -559,3 +559,37 @@ async def test_the_tokens_that_were_good_lately_are_known_through_every_change_a
         await cache.authenticate(secret)
         cache.on_change(EVERYTHING)
     assert [cache.has_served(secret) for secret in secrets] == [False, True, True]
+
+
+class Explained:
+    """An SQLite database that tells how it would answer."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.plan = ""
+
+    async def fetch_all(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
+        async with self.database.transaction() as tx:
+            self.plan = "; ".join(row["detail"] for row in await tx.fetch_all(f"EXPLAIN QUERY PLAN {sql}", params))
+        return []
+
+
+@pytest.mark.parametrize(
+    ("asked", "index"),
+    [
+        pytest.param({}, "tokens_by_kind (kind=?)", id="all"),
+        pytest.param({"search": "a"}, "tokens_by_kind (kind=?)", id="a name"),
+        pytest.param({"search": "a", "status": "expired"}, "tokens_by_kind (kind=?)", id="a name and a state"),
+        pytest.param({"status": "expired"}, "tokens_by_kind_and_state (kind=? AND is_active=?)", id="a state"),
+        pytest.param({"status": "revoked"}, "tokens_by_kind_and_state (kind=? AND is_active=?)", id="another state"),
+        pytest.param({"project_id": "p", "status": "expired"}, "tokens_by_project (project_id=?)", id="a project and a state"),
+        pytest.param({"project_id": "p", "search": "a"}, "tokens_by_project (project_id=?)", id="a project and a name"),
+    ],
+)
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+async def test_a_list_reads_the_index_that_holds_what_it_filters_by(
+    database: Database, asked: dict[str, Any], index: str
+) -> None:
+    explained = Explained(database)
+    await tokens.find(explained, Page(), **asked)  # type: ignore[arg-type]
+    assert f"INDEX {index}" in explained.plan and "TEMP B-TREE" not in explained.plan, explained.plan

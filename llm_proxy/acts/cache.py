@@ -6,6 +6,7 @@ from typing import Any
 from llm_proxy.acts import acting
 from llm_proxy.acts.fields import Field, boolean, read, text
 from llm_proxy.audit import Who
+from llm_proxy.cache import Count
 from llm_proxy.context import Context
 from llm_proxy.errors import InvalidField
 
@@ -42,9 +43,9 @@ async def purge(context: Context, who: Who, given: Mapping[str, object]) -> int:
     return deleted
 
 
-def check(context: Context, given: Mapping[str, object]) -> None:
-    """Refuse what could not be purged, without purging anything."""
-    _selectors(read(SELECTORS, given), shared=context.cache.shared)
+async def preview(context: Context, given: Mapping[str, object]) -> Count:
+    """How many entries a purge would forget here; it refuses what a purge would."""
+    return await context.cache.count_meant(**_selectors(read(SELECTORS, given), shared=context.cache.shared))
 
 
 def _selectors(asked: Mapping[str, Any], *, shared: bool) -> dict[str, Any]:

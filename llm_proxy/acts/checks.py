@@ -146,13 +146,13 @@ def wrong_of_list(status: int) -> str | None:
 
 def list_models(profile: Profile, base: str) -> Ask:
     """The list of models, which costs nothing."""
-    return Ask("GET", "/openai/models" if _takes_deployments(profile, base) else "/v1/models")
+    return Ask("GET", "/openai/models" if takes_deployments(profile, base) else "/v1/models")
 
 
 def one_token(profile: Profile, base: str, model: str) -> Ask:
     """A chat of one token."""
     path = "/v1/chat/completions"
-    if _takes_deployments(profile, base):
+    if takes_deployments(profile, base):
         path = f"/openai/deployments/{quote(model, safe='')}/chat/completions"
     elif not profile.admits(path):
         path = "/v1/messages"
@@ -161,7 +161,7 @@ def one_token(profile: Profile, base: str, model: str) -> Ask:
     return Ask("POST", path, {"model": model, limit: 1, "messages": [{"role": "user", "content": "Hi"}]})
 
 
-def _takes_deployments(profile: Profile, base: str) -> bool:
+def takes_deployments(profile: Profile, base: str) -> bool:
     """Whether a base URL is of Azure's older dialect."""
     return profile.admits("/openai/deployments/x/chat/completions") and not base.endswith("/v1")
 

@@ -8,8 +8,23 @@ import jinja2
 from aiohttp import web
 
 from llm_proxy import __version__, admin_v1
-from llm_proxy.admin import audit, cache, events, health, login, master_keys, projects, providers, tokens
+from llm_proxy.admin import (
+    audit,
+    cache,
+    chat,
+    dashboard,
+    events,
+    health,
+    login,
+    master_keys,
+    projects,
+    providers,
+    requests,
+    tokens,
+)
 from llm_proxy.admin.display import FILTERS
+from llm_proxy.admin.playground import Playground
+from llm_proxy.admin.tail import Tail
 from llm_proxy.admin.visits import PROXY, Page, ProxySite, act, page, see, show_error
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError
@@ -35,8 +50,12 @@ TYPES = {
 }
 
 
-HOME = "/admin/projects"
+HOME = "/admin/dashboard"
 PAGES: tuple[tuple[str, Page], ...] = (
+    ("dashboard", dashboard.show),
+    ("requests", requests.find),
+    ("requests/{id}", requests.show),
+    ("chat", chat.show),
     ("projects", projects.find),
     ("new-project", projects.new),
     ("projects/{id}", projects.show),
@@ -64,10 +83,16 @@ PAGES: tuple[tuple[str, Page], ...] = (
     ("audit/{id}", audit.show),
     ("audit-export/{kind}", audit.export),
     ("events", events.show),
+    ("events/drop", events.confirm_drop),
+    ("events/{id}", events.letter),
     ("health", health.show),
 )
+# What pages that are open keep themselves up to date with.
+STREAMS: tuple[tuple[str, Page], ...] = (("dashboard/live", dashboard.live), ("requests-live", requests.live))
 ACTS: tuple[tuple[str, Page], ...] = (
     ("logout", login.log_out),
+    ("requests/end", requests.end),
+    ("chat", chat.send),
     ("projects", projects.create),
     ("projects/{id}", projects.update),
     ("projects/{id}/activate", projects.activate),
@@ -94,6 +119,8 @@ ACTS: tuple[tuple[str, Page], ...] = (
     ("providers/{provider_id}/delete", providers.delete),
     ("cache/preview", cache.preview),
     ("cache/purge", cache.purge),
+    ("events/retry", events.retry),
+    ("events/drop", events.drop),
 )
 
 
@@ -111,11 +138,13 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     """The application of the admin site."""
     app = web.Application(middlewares=[frame])
     app[CONTEXT], app[PROXY], app[STATIC] = context, proxy, read_static()
+    app[requests.TAIL] = Tail(context)
     app[SHOW_ERROR] = show_error
+    app[chat.PLAYGROUND] = Playground()
     app.on_response_prepare.append(protect)
     templates = jinja2.PackageLoader("llm_proxy.web")
     pages = aiohttp_jinja2.setup(app, loader=templates, autoescape=True, undefined=jinja2.StrictUndefined, filters=FILTERS)
-    pages.globals["version"] = __version__
+    pages.globals |= {"version": __version__, "alone": context.alone}
     for path in ("/", "/admin", "/admin/"):
         app.router.add_get(path, to_home)
     app.router.add_get("/admin/static/{name}", static)
@@ -123,7 +152,8 @@ def create_app(context: Context, proxy: ProxySite) -> web.Application:
     app.router.add_post("/admin/login", login.log_in, expect_handler=decide_later)
     # Before the pages: `/admin/v1` is no page.
     admin_v1.add_routes(app)
-    for path, show in PAGES:
+    app[dashboard.BOARDS] = dashboard.boards(app)
+    for path, show in (*PAGES, *STREAMS):
         app.router.add_get(f"/admin/{path}", page(show))
     for path, do in ACTS:
         app.router.add_post(f"/admin/{path}", act(do), expect_handler=decide_later)
@@ -147,7 +177,7 @@ async def protect(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def to_home(request: web.Request) -> web.Response:
-    """The site begins with the projects."""
+    """The site begins with the dashboard."""
     return see(HOME)
 
 

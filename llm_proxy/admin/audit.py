@@ -8,10 +8,12 @@ import orjson
 from aiohttp import web
 
 from llm_proxy import audit, spreadsheet
-from llm_proxy.admin.lists import filters_of, listing, page_of
-from llm_proxy.admin.visits import Visit
-from llm_proxy.audit import AuditEvent
+from llm_proxy.admin.choosers import by_name, choices, chosen
+from llm_proxy.admin.lists import Listing, Rows, filters_of, paged
+from llm_proxy.admin.visits import Visit, problems_of
+from llm_proxy.audit import AuditEvent, look
 from llm_proxy.clock import from_rfc3339
+from llm_proxy.db.bounded import MOST
 from llm_proxy.db.sql import Page
 from llm_proxy.errors import InvalidField, NotFound
 
@@ -32,16 +34,29 @@ def _asked(given: Mapping[str, str]) -> dict[str, Any]:
 
 async def find(visit: Visit) -> web.Response:
     """The audit events, newest first."""
-    page, problems, rows = page_of(visit.request), dict[str, str](), list[AuditEvent]()
-    given = filters_of(visit.request, NAMES)
+    database, given = visit.context.database, filters_of(visit.request, NAMES)
+    problems, asked, until = dict[str, str](), dict[str, Any](), list[AuditEvent]()
+
+    async def read(page: Page) -> Rows:
+        looked = await look(database, page, asked)
+        until[:] = [looked.until] if looked.until else []
+        return Rows(looked.events, looked.until.id if looked.until else None)
+
     try:
-        rows = await audit.find(visit.context.database, page, _asked(given))
+        if "project_id" in given:
+            given["project_id"] = (await chosen(database, given["project_id"])).id
+        asked = _asked(given)
     except InvalidField as error:
-        problems = {error.param or "": error.message.partition(": ")[2].capitalize()}
+        problems = problems_of(error, dict.fromkeys(NAMES))
+    found = Listing([], given) if problems else await paged(visit.request, given, read)
     facts = {
-        "list": listing(visit.request, rows, page, given),
-        "form": given,
+        "list": found,
+        "until": until[0] if until else None,
+        "backward": "before" in visit.request.query,
+        "most": MOST,
+        "form": await by_name(database, given),
         "problems": problems,
+        "projects": await choices(database),
         "outcomes": OUTCOMES,
         "exports": {kind: f"/admin/audit-export/{kind}" + (f"?{urlencode(given)}" if given else "") for kind in WRITERS},
     }

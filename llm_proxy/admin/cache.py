@@ -1,7 +1,6 @@
 """The page of the cache."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from aiohttp import web
 
@@ -43,29 +42,20 @@ def _selectors(form: Mapping[str, str]) -> dict[str, object]:
 
 
 async def preview(visit: Visit) -> web.Response:
-    """What would be purged, with how many entries where that is known without looking at each."""
+    """What would be purged, with how many entries."""
     chosen = _selectors(visit.form)
     try:
         if not chosen:
             raise _empty(visit.form.get("way", ""))
-        acts.check(visit.context, chosen)
+        count = await acts.preview(visit.context, chosen)
     except ApiError as error:
         return await _show(visit, problems_of(error, SELECTORS))
-    count = _known(await acts.shown(visit.context), chosen)
     return visit.show("cache_purge.html", {"chosen": chosen, "count": count, "way": visit.form["way"]})
 
 
 def _empty(way: str) -> ApiError:
     field = FORMS.get(way, ("key",))[0]
     return ApiError("invalid_field", f"{field}: say what to purge.", param=field)
-
-
-def _known(figures: Mapping[str, Any], chosen: Mapping[str, object]) -> int | None:
-    if chosen == {"all": True}:
-        return int(figures["entries"])
-    if set(chosen) == {"project_id"}:
-        return sum(int(row["entries"]) for row in figures["projects"] if row["project_id"] == chosen["project_id"])
-    return None
 
 
 async def purge(visit: Visit) -> web.Response:

@@ -10,6 +10,9 @@ from llm_proxy.clock import DAY_MS, from_rfc3339, to_rfc3339
 from llm_proxy.tokens import Token
 
 THIN_SPACE = "\u202f"
+# From where on, in what. Up to ten thousand every digit is shown.
+_MULTIPLES = ((999.5e9, 1e12, "T"), (999.5e6, 1e9, "G"), (999.5e3, 1e6, "M"), (1e4, 1e3, "k"))
+_CLOCKS = {"day": "{day}", "minute": "{minute} UTC", "second": "{second} UTC"}
 _UNITS = ("KiB", "MiB", "GiB", "TiB")
 
 
@@ -29,6 +32,50 @@ def amount(value: float | None) -> str:
         return "–"
     whole = f"{value:,}" if isinstance(value, int) else f"{value:,.3f}".rstrip("0").rstrip(".")
     return whole.replace(",", THIN_SPACE)
+
+
+def brief(value: float | None) -> str:
+    """A number with three digits that count, and what they are multiplied by, once it is long."""
+    if value is None:
+        return "–"
+    for least, unit, name in _MULTIPLES:
+        if value >= least:
+            shown = value / unit
+            return f"{f'{shown:.3g}' if shown < 999.5 else amount(round(shown))}{THIN_SPACE}{name}"
+    return amount(value)
+
+
+def rate(value: float) -> str:
+    """How often something happens, given by the second; what is rare, by the minute."""
+    value, unit = (value, "s") if value >= 1 else (value * 60, "min")
+    return f"{brief(round(value, 1) if value < 100 else round(value))}/{unit}"
+
+
+def milliseconds(value: float | None) -> str:
+    """A time that calls take, with three digits that count."""
+    if value is None:
+        return "–"
+    if value >= 60_000:
+        return lasting(value / 1000)
+    if value >= 999.5:
+        return f"{value / 1000:.3g} s"
+    return f"{value:.3g} ms"
+
+
+def clock(moment: int, kind: str = "minute") -> str:
+    """A time of the last days in UTC, short; a script shows it in the browser's zone.
+
+    Args:
+        kind: one of `_CLOCKS`.
+    """
+    text = to_rfc3339(moment) or ""
+    shown = _CLOCKS[kind].format(day=text[:10], minute=text[11:16], second=text[11:19])
+    return Markup('<time datetime="{}" data-as="{}">{}</time>').format(text, kind, shown)
+
+
+def minute(moment: int) -> str:
+    """A time in UTC as text alone."""
+    return (to_rfc3339(moment) or "")[:16].replace("T", " ") + " UTC"
 
 
 def size(count: int) -> str:
@@ -62,6 +109,15 @@ def lasting(seconds: float | None) -> str:
     return " ".join(parts[:2])
 
 
+def took(seconds: float | None) -> str:
+    """How long a call took, or a part of it, with three figures that say something."""
+    if seconds is None:
+        return "–"
+    if seconds < 1:
+        return f"{seconds * 1000:.{2 if seconds < 0.01 else 1 if seconds < 0.1 else 0}f} ms"
+    return f"{seconds:.3g} s" if seconds < 100 else lasting(seconds)
+
+
 def as_json(value: object) -> str:
     """A document for people."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)
@@ -85,9 +141,16 @@ def twice(values: Iterable[str]) -> list[tuple[str, str]]:
 FILTERS: Mapping[str, Callable[..., Any]] = {
     "when": when,
     "amount": amount,
+    "brief": brief,
+    "milliseconds": milliseconds,
+    "rate": rate,
+    "clock": clock,
+    "rfc3339": to_rfc3339,
+    "minute": minute,
     "size": size,
     "percent": percent,
     "lasting": lasting,
+    "took": took,
     "as_json": as_json,
     "twice": twice,
 }

@@ -1,8 +1,10 @@
 """Streams that keep an open page up to date (server-sent events, HTML Living Standard section 9.2)."""
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Generic, TypeVar
 
 import orjson
 from aiohttp import web
@@ -14,8 +16,47 @@ TICK_SECONDS = 0.5
 # Proxies on the way close what stays silent; a session that ended is noticed as often.
 KEEP_ALIVE_SECONDS = 15.0
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 NOTHING: Mapping[str, object] = {}
 HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "X-Accel-Buffering": "no"}
+
+
+class Shared(Generic[Key, Value]):
+    """Makes once what many streams show; while nobody asks, nothing is made.
+
+    Args:
+        make: makes what is shown under a key; what it raises reaches who asked.
+        seconds: for how long that is shown.
+    """
+
+    def __init__(self, make: Callable[[Key], Awaitable[Value]], seconds: float) -> None:
+        self._make = make
+        self._seconds = seconds
+        self._made: dict[Key, tuple[float, Value]] = {}
+        self._making: dict[Key, asyncio.Lock] = {}
+
+    async def get(self, key: Key) -> Value:
+        """What was made last, or, when that has become too old, a new one."""
+        async with self._making.setdefault(key, asyncio.Lock()):
+            made = self._made.get(key)
+            if made is None or time.monotonic() - made[0] >= self._seconds:
+                made = self._made[key] = (time.monotonic(), await self._make(key))
+            return made[1]
+
+
+Parts = Mapping[str, str]
+
+
+async def parts(latest: Callable[[], Awaitable[Parts]]) -> AsyncGenerator[Mapping[str, object], None]:
+    """Messages for `stream` with what has changed of the parts of a page, by their ids."""
+    shown: Parts = {}
+    while True:
+        now = await latest()
+        yield {id: html for id, html in now.items() if shown.get(id) != html} if now is not shown else NOTHING
+        shown = now
+        await asyncio.sleep(TICK_SECONDS)
 
 
 async def stream(visit: Visit, messages: AsyncGenerator[Mapping[str, object], None]) -> web.StreamResponse:

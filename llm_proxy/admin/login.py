@@ -31,10 +31,10 @@ async def form(request: web.Request) -> web.Response:
     return _shown(request, wanted)
 
 
-def _shown(request: web.Request, wanted: str, problem: str = "", status: int = 200) -> web.Response:
+def _shown(request: web.Request, wanted: str, problem: str = "", status: int = 200, *, long: bool = False) -> web.Response:
     # The form's seal follows from a cookie of its own: before a session there is no other.
     key = cookies.read(request, cookies.LOGIN) or cookies.fresh()
-    facts = {"next": wanted, "problem": problem, "seal": forms.seal_of(key)}
+    facts = {"next": wanted, "problem": problem, "long": long, "seal": forms.seal_of(key)}
     response = aiohttp_jinja2.render_template("login.html", request, facts, status=status)
     cookies.write(request, response, cookies.LOGIN, key)
     return response
@@ -51,14 +51,13 @@ async def log_in(request: web.Request) -> web.Response:
         refuse(request, origin, error)
         # Cookies may have been cleared while the page stood open; a fresh form is of more use than an error.
         return _shown(request, HOME, "This page had become too old. Please try again.", error.status)
-    wanted = safe_next(given.get("next", HOME))
+    wanted, long = safe_next(given.get("next", HOME)), given.get("long") == "on"
     try:
         operator = _operator(request, given.get("token", "").strip())
     except ApiError as error:
-        return _shown(request, wanted, error.message, error.status)
+        return _shown(request, wanted, error.message, error.status, long=long)
     if before := await recognise(request):
         await acts.end(context, before.who, before.session)
-    long = given.get("long") == "on"
     id, session = await acts.begin(context, who(request, name_of(operator)), operator, long=long)
     response = see(wanted)
     cookies.remove(request, response, cookies.LOGIN)

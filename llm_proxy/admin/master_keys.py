@@ -19,6 +19,7 @@ CHANGES: Mapping[str, Reader] = {"name": text, "allowed_models": lines, **LIMITS
 NEW: Mapping[str, Reader] = {"id": text, "key": text, "name": text, "allowed_models": lines, **LIMITS}
 GRACES = (("0", "at once"), ("3600", "after 1 hour"), ("86400", "after 1 day"), ("604800", "after 7 days"))
 MOST = 50
+_LIST = "/admin/master-keys"
 
 
 def _page(id: str) -> str:
@@ -27,12 +28,22 @@ def _page(id: str) -> str:
 
 async def find(visit: Visit) -> web.Response:
     """The master keys, by id, since ids may be the operator's own."""
-    after = visit.request.query.get("after", "")
-    after = identifier("after", after) if after else ""
-    found = await master_keys.find(visit.context.database, MOST + 1, after)
-    rows = [acts.shown(visit.context, one) for one in found[:MOST]]
-    next = f"/admin/master-keys?{urlencode({'after': rows[-1]['id']})}" if len(found) > MOST else None
-    return visit.show("master_keys.html", {"keys": rows, "next": next, "first": "/admin/master-keys" if after else None})
+    query, database = visit.request.query, visit.context.database
+    after, before = (identifier(name, query[name]) if query.get(name) else "" for name in ("after", "before"))
+    found = await master_keys.find(database, MOST + 1, after, before)
+    if before and len(found) <= MOST:
+        # Backward, the beginning was reached: the first page is shown whole.
+        after = before = ""
+        found = await master_keys.find(database, MOST + 1)
+    rows = [acts.shown(visit.context, one) for one in (found[-MOST:] if before else found[:MOST])]
+    ends = (before or len(found) > MOST, before or after) if rows else (False, False)
+    facts = {
+        "keys": rows,
+        "first": _LIST if after or before else None,
+        "previous": f"{_LIST}?{urlencode({'before': rows[0]['id']})}" if ends[1] else None,
+        "next": f"{_LIST}?{urlencode({'after': rows[-1]['id']})}" if ends[0] else None,
+    }
+    return visit.show("master_keys.html", facts)
 
 
 async def new(visit: Visit) -> web.Response:

@@ -8,8 +8,9 @@ from aiohttp import web
 from llm_proxy import projects, token_counts, tokens
 from llm_proxy.acts import projects as acts
 from llm_proxy.acts import providers as provider_acts
+from llm_proxy.admin import use
 from llm_proxy.admin.forms import Reader, read_fields, text
-from llm_proxy.admin.lists import filters_of, listing, page_of
+from llm_proxy.admin.lists import Rows, filters_of, paged
 from llm_proxy.admin.tokens import LIMITS, rows_of
 from llm_proxy.admin.visits import Visit, problems_of
 from llm_proxy.changes import Change
@@ -25,10 +26,13 @@ _STATES = {"active": True, "inactive": False}
 
 async def find(visit: Visit) -> web.Response:
     """The projects, newest first."""
-    filters, page = filters_of(visit.request, ("search", "state")), page_of(visit.request)
-    is_active = _STATES.get(filters.get("state", ""))
-    rows = await projects.find(visit.context.database, page, search=filters.get("search"), is_active=is_active)
-    return visit.show("projects.html", {"list": listing(visit.request, rows, page, filters)})
+    filters = filters_of(visit.request, ("search", "state"))
+    is_active, search = _STATES.get(filters.get("state", "")), filters.get("search")
+
+    async def read(page: Page) -> Rows:
+        return Rows(await projects.find(visit.context.database, page, search=search, is_active=is_active))
+
+    return visit.show("projects.html", {"list": await paged(visit.request, filters, read)})
 
 
 async def new(visit: Visit) -> web.Response:
@@ -69,9 +73,12 @@ async def _show(visit: Visit, project: Project, problems: Mapping[str, str]) -> 
         "form": visit.form or acts.shown(project),
         "problems": problems,
         "built_in": project.id == projects.DEFAULT_ID,
-        "keys": [provider_acts.shown(context, one) for one in sorted(own, key=lambda one: one.id)],
+        "keys": [provider_acts.shown_now(context, one) for one in sorted(own, key=lambda one: one.id)],
+        "recent": await use.of_providers(context, {"project_id": project.id}),
         "tokens": rows_of(context, newest[:NEWEST_TOKENS]),
         "more_tokens": len(newest) > NEWEST_TOKENS,
+        "use": await use.read(context, use.span_of(visit.request), {"project_id": project.id}),
+        **use.CHOICES,
     }
     return visit.show("project.html", facts, 400 if problems else 200)
 

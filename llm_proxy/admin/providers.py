@@ -10,6 +10,7 @@ from aiohttp import web
 from llm_proxy.acts import checks, configuration
 from llm_proxy.acts import projects as project_acts
 from llm_proxy.acts import providers as acts
+from llm_proxy.admin import use
 from llm_proxy.admin.display import lasting
 from llm_proxy.admin.forms import Reader, as_pairs, number, pairs, read_fields, text, ticked
 from llm_proxy.admin.visits import Visit, problems_of
@@ -64,8 +65,12 @@ async def _owner(visit: Visit) -> Owner:
 async def find(visit: Visit) -> web.Response:
     """The shared pool, with the version of the configuration."""
     context = visit.context
-    pool = [acts.shown(context, one) for one in await acts.of_project(context, None)]
-    facts = {"providers": sorted(pool, key=lambda one: str(one["id"])), "owner": await _owner(visit)}
+    pool = [acts.shown_now(context, one) for one in await acts.of_project(context, None)]
+    facts = {
+        "providers": sorted(pool, key=lambda one: str(one["id"])),
+        "owner": await _owner(visit),
+        "recent": await use.of_providers(context),
+    }
     return visit.show("providers.html", {**facts, "configuration": await configuration.shown(context)})
 
 
@@ -116,7 +121,7 @@ async def show(visit: Visit) -> web.Response:
 
 async def _show(visit: Visit, problems: Mapping[str, str]) -> web.Response:
     owner, context = await _owner(visit), visit.context
-    found = acts.shown(context, await acts.get(context, owner.id, visit.part("provider_id")))
+    found = acts.shown_now(context, await acts.get(context, owner.id, visit.part("provider_id")))
     stored: dict[str, Any] = {
         **found,
         "api_key": "",
@@ -124,8 +129,16 @@ async def _show(visit: Visit, problems: Mapping[str, str]) -> web.Response:
         "provider_params": as_pairs(found["provider_params"]),
         "is_enabled": "on" if found["is_enabled"] else "",
     }
-    facts = {"owner": owner, "provider": found, "form": visit.form or stored, "types": list(context.profiles.apis)}
-    return visit.show("provider.html", {**facts, "problems": problems}, 400 if problems else 200)
+    facts = {
+        "owner": owner,
+        "provider": found,
+        "form": visit.form or stored,
+        "problems": problems,
+        "types": list(context.profiles.apis),
+        "use": await use.read(context, use.span_of(visit.request), {"provider": found["id"]}),
+        **use.CHOICES,
+    }
+    return visit.show("provider.html", facts, 400 if problems else 200)
 
 
 async def update(visit: Visit) -> web.Response:

@@ -54,7 +54,8 @@ def _openai(address: str, token: str, model: str) -> list[tuple[str, str]]:
   -H "Authorization: Bearer {token}" \\
   -H "Content-Type: application/json" \\
   -d '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'"""
-    python = f"""from openai import OpenAI
+    python = f"""# pip install openai
+from openai import OpenAI
 
 client = OpenAI(
     base_url="{address}/v1",
@@ -65,7 +66,8 @@ answer = client.chat.completions.create(
     messages=[{{"role": "user", "content": "Hello"}}],
 )
 print(answer.choices[0].message.content)"""
-    node = f"""const answer = await fetch("{address}/v1/chat/completions", {{
+    node = f"""// Save it as try.mjs, then: node try.mjs
+const answer = await fetch("{address}/v1/chat/completions", {{
   method: "POST",
   headers: {{
     "Authorization": "Bearer {token}",
@@ -83,7 +85,8 @@ def _anthropic(address: str, token: str, model: str) -> list[tuple[str, str]]:
   -H "anthropic-version: 2023-06-01" \\
   -H "Content-Type: application/json" \\
   -d '{{"model": "{model}", "max_tokens": 256, "messages": [{{"role": "user", "content": "Hello"}}]}}'"""
-    python = f"""from anthropic import Anthropic
+    python = f"""# pip install anthropic
+from anthropic import Anthropic
 
 client = Anthropic(
     base_url="{address}",
@@ -95,7 +98,8 @@ answer = client.messages.create(
     messages=[{{"role": "user", "content": "Hello"}}],
 )
 print(answer.content[0].text)"""
-    node = f"""const answer = await fetch("{address}/v1/messages", {{
+    node = f"""// Save it as try.mjs, then: node try.mjs
+const answer = await fetch("{address}/v1/messages", {{
   method: "POST",
   headers: {{
     "x-api-key": "{token}",

@@ -5,18 +5,19 @@ from typing import Any
 
 from aiohttp import web
 
-from llm_proxy import projects, tokens
+from llm_proxy import tokens
 from llm_proxy.acts import providers as provider_acts
 from llm_proxy.acts import tokens as acts
+from llm_proxy.admin.choosers import by_name, choices, chosen
 from llm_proxy.admin.display import state_of
 from llm_proxy.admin.forms import Reader, as_pairs, lines, number, pairs, read_fields, text
-from llm_proxy.admin.lists import filters_of, listing, page_of
+from llm_proxy.admin.lists import Listing, Rows, filters_of, paged
 from llm_proxy.admin.snippets import Snippet, model_for, proxy_address, snippets
 from llm_proxy.admin.visits import PROXY, Visit, problems_of
 from llm_proxy.clock import now_ms
 from llm_proxy.context import Context
 from llm_proxy.db.sql import Page
-from llm_proxy.errors import ApiError
+from llm_proxy.errors import ApiError, InvalidField
 from llm_proxy.tokens import Token
 
 LIMITS: Mapping[str, Reader] = {"rate_limit": number, "rate_limit_per_minute": number, "max_parallel": number}
@@ -35,7 +36,6 @@ PRESETS = (
     ("525600", "1 year"),
     ("never", "does not expire"),
 )
-MOST_CHOICES = 200
 
 
 def rows_of(context: Context, found: Sequence[Token]) -> list[dict[str, Any]]:
@@ -48,18 +48,29 @@ def rows_of(context: Context, found: Sequence[Token]) -> list[dict[str, Any]]:
 
 async def find(visit: Visit) -> web.Response:
     """The tokens, newest first."""
-    filters, page = filters_of(visit.request, ("project_id", "status", "search")), page_of(visit.request)
-    asked: dict[str, Any] = {**filters, "status": filters.get("status")}
-    if asked["status"] not in tokens.STATUSES:
-        asked["status"] = None
-    found = listing(visit.request, await tokens.find(visit.context.database, page, **asked), page, filters)
-    facts = {"list": found, "tokens": rows_of(visit.context, found.rows), "statuses": tokens.STATUSES}
-    return visit.show("tokens.html", {**facts, "projects": await _choices(visit)})
+    database, filters = visit.context.database, filters_of(visit.request, ("project_id", "status", "search"))
+    if filters.get("status") not in tokens.STATUSES:
+        filters.pop("status", None)
 
+    async def read(page: Page) -> Rows:
+        return Rows(await tokens.find(database, page, **filters))
 
-async def _choices(visit: Visit) -> Sequence[projects.Project]:
-    """The newest projects, for a list to choose from."""
-    return (await projects.find(visit.context.database, Page(MOST_CHOICES)))[:MOST_CHOICES]
+    problems = dict[str, str]()
+    try:
+        if "project_id" in filters:
+            filters["project_id"] = (await chosen(database, filters["project_id"])).id
+    except InvalidField as error:
+        problems = problems_of(error, filters)
+    found = Listing([], filters) if problems else await paged(visit.request, filters, read)
+    facts = {
+        "list": found,
+        "tokens": rows_of(visit.context, found.rows),
+        "statuses": tokens.STATUSES,
+        "form": await by_name(database, filters),
+        "problems": problems,
+        "projects": await choices(database),
+    }
+    return visit.show("tokens.html", facts, 400 if problems else 200)
 
 
 async def new(visit: Visit) -> web.Response:
@@ -68,12 +79,11 @@ async def new(visit: Visit) -> web.Response:
 
 
 async def _new(visit: Visit, form: Mapping[str, str], problems: Mapping[str, str]) -> web.Response:
-    choices = [one for one in await _choices(visit) if one.is_active]
-    wanted = form.get("project_id", "")
-    if wanted and wanted not in {one.id for one in choices}:
-        found = await projects.get(visit.context.database, wanted)
-        choices = [found, *choices] if found else choices
-    facts = {"form": form, "problems": problems, "presets": PRESETS, "projects": choices}
+    database = visit.context.database
+    active, written = await choices(database, is_active=True), await by_name(database, form)
+    if not problems:
+        written["project_id"] = written["project_id"] or active.only
+    facts = {"form": written, "problems": problems, "presets": PRESETS, "projects": active}
     return visit.show("token_new.html", facts, 400 if problems else 200)
 
 
@@ -83,12 +93,10 @@ async def create(visit: Visit) -> web.Response:
     duration = visit.form.get("duration", "")
     given |= {"expires_at": None} if duration == "never" else {"duration_minutes": number(duration)}
     try:
-        made, secret = await acts.create(visit.context, visit.who, given)
+        project = await chosen(visit.context.database, visit.form.get("project_id", ""))
+        made, secret = await acts.create(visit.context, visit.who, {**given, "project_id": project.id})
     except ApiError as error:
-        names = {**NEW, "duration_minutes": number}
-        if error.code == "not_found":
-            return await _new(visit, visit.form, {"project_id": "Choose a project."})
-        return await _new(visit, visit.form, problems_of(error, names))
+        return await _new(visit, visit.form, problems_of(error, {**NEW, "duration_minutes": number}))
     return visit.go(f"/admin/tokens/{made.id}", "The token was made.", secret=secret.reveal())
 
 

@@ -324,6 +324,17 @@ class Held(NamedTuple):
     bytes: int
 
 
+class Count(NamedTuple):
+    """How many entries there are.
+
+    Attributes:
+        complete: False where not all were looked at, so that there may be more.
+    """
+
+    entries: int
+    complete: bool = True
+
+
 class Stats(NamedTuple):
     """How much is stored, in all, then by project."""
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from redis.asyncio import Redis
 
-from llm_proxy.cache import Decision, Entry, Lookup, Place, Stats, rules, selection
+from llm_proxy.cache import Count, Decision, Entry, Lookup, Place, Stats, rules, selection
 from llm_proxy.cache.store import Store, open_store
 from llm_proxy.changes import Change
 from llm_proxy.errors import ApiError
@@ -103,6 +103,15 @@ class HttpCache:
             ApiError: `cache_unavailable`.
         """
         return await self._store.purge(selection(**selectors))
+
+    async def count_meant(self, **selectors: Any) -> Count:
+        """How many entries a purge with these words would forget.
+
+        Raises:
+            ValueError: nothing is said, or a method alone.
+            ApiError: `cache_unavailable`.
+        """
+        return await self._store.count(selection(**selectors))
 
     def on_change(self, change: Change) -> None:
         """Another process purged, or so much was missed that it may have; or a provider is another than it was."""

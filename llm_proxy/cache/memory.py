@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
-from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats
+from llm_proxy.cache import Count, Entry, Found, Held, Place, Selection, Stats
 
 # What Python takes for an entry with its place in the tables, and for a header, besides their bytes.
 ENTRY_OVERHEAD = 1500
@@ -96,14 +96,24 @@ class MemoryStore:
         if said.key is not None:
             return await self.delete(said.key)
         awaited = [key for key, slot in self._awaited.items() if said.covers(slot.place)]
-        return self._forget([*awaited, *(key for key in self._keys(said) if said.covers(self._slots[key].place))])
+        return self._forget([*awaited, *self._meant(said)])
+
+    async def count(self, said: Selection) -> Count:
+        """How many entries a purge would forget."""
+        return Count(sum(len(self._slots[key].variants) for key in self._meant(said)))
 
     async def stats(self) -> Stats:
         """How much is stored."""
         return Stats(sum(held.entries for held in self._held.values()), self._bytes, dict(self._held))
 
+    def _meant(self, said: Selection) -> list[str]:
+        """The keys with something stored that are selected."""
+        if said.key is not None:
+            return [said.key] if said.key in self._slots else []
+        return [key for key in self._keys(said) if said.covers(self._slots[key].place)]
+
     def _keys(self, said: Selection) -> Iterable[str]:
-        """Those that may be meant."""
+        """Those that may be meant, where no key is said."""
         if said.path is not None:
             return self._by_path.get(said.path, set())
         if said.project is not None:

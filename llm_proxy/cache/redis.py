@@ -4,16 +4,17 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 
-from llm_proxy.cache import Entry, Found, Held, Place, Selection, Stats
+from llm_proxy.cache import Count, Entry, Found, Held, Place, Selection, Stats
 from llm_proxy.cache.memory import MOST_VARIANTS
 from llm_proxy.cache.packed import pack, unpack
-from llm_proxy.cache.scripts import FORGET, LOOK_UP, MEASURE, PLACES, STORE
+from llm_proxy.cache.scripts import COUNT, FORGET, LOOK_UP, MEASURE, PLACES, STORE
 from llm_proxy.errors import ApiError
 from llm_proxy.redis_link import BACKGROUND_PATIENCE, NO_ANSWER, PATIENCE, RedisLink
 
@@ -29,7 +30,10 @@ LONGEST_KEPT = 86_400.0
 LEAST_ROOM = 1 << 20
 BATCH = 1000
 MOST_OWED = 10_000
+# Somebody waits for a count, and to know that there are many serves him as well.
+COUNT_SECONDS = 0.5
 
+_UNKNOWN = "so nobody knows what is in it. Try again shortly."
 _GLOB = str.maketrans({character: f"\\{character}" for character in "\\*?[]^-"})
 
 
@@ -66,7 +70,7 @@ class RedisStore:
         self._owes_everything = False
         self._look_up, self._store = redis.register_script(LOOK_UP), redis.register_script(STORE)
         self._forget, self._places = redis.register_script(FORGET), redis.register_script(PLACES)
-        self._measure = redis.register_script(MEASURE)
+        self._entries, self._measure = redis.register_script(COUNT), redis.register_script(MEASURE)
 
     @property
     def degraded(self) -> bool:
@@ -132,20 +136,44 @@ class RedisStore:
         with self._needed("so not all that you named was purged. Purge again shortly."):
             return await (self._sweep(said) if said.key is None else self._forget_now([self._prefix + said.key]))
 
+    async def count(self, said: Selection) -> Count:
+        """How many entries a purge would forget; it ends after `COUNT_SECONDS`, wherever it is by then.
+
+        Raises:
+            ApiError: `cache_unavailable`.
+        """
+        if said.key is not None:
+            with self._needed(_UNKNOWN):
+                [(_, entries)] = await self._patiently(self._entries(keys=[self._prefix + said.key]))
+            return Count(entries)
+        found: dict[bytes, int] = {}
+        ends = time.monotonic() + COUNT_SECONDS
+        async with aclosing(self._rows(self._entries)) as rows:
+            async for key, (head, entries) in rows:
+                if _is_meant(said, head):
+                    found[key] = entries
+                if time.monotonic() > ends:
+                    return Count(sum(found.values()), complete=False)
+        return Count(sum(found.values()))
+
     async def stats(self) -> Stats:
         """How much is stored; it looks at every key.
 
         Raises:
             ApiError: `cache_unavailable`.
         """
-        measured: dict[bytes, tuple[str, int, int]] = {}
-        with self._needed("so nobody knows what is in it. Try again shortly."):
+        rows = self._rows(self._measure)
+        measured = {key: (_project(head), entries, size) async for key, (head, entries, size) in rows}
+        return _summed(measured.values())
+
+    async def _rows(self, script: AsyncScript) -> AsyncGenerator[tuple[bytes, Any], None]:
+        """Every key, some maybe twice, with what a script says of it."""
+        with self._needed(_UNKNOWN):
             if self._link.away:
                 raise ConnectionError("Redis is away")
             async for keys in self._batches():
-                rows = zip(keys, await self._patiently(self._measure(keys=keys)), strict=True)
-                measured |= {key: (_project(head), entries, size) for key, (head, entries, size) in rows}
-        return _summed(measured.values())
+                for key, row in zip(keys, await self._patiently(script(keys=keys)), strict=True):
+                    yield key, row
 
     @contextmanager
     def _needed(self, consequence: str) -> Iterator[None]:
@@ -164,8 +192,7 @@ class RedisStore:
         forgotten = 0
         async for keys in self._batches():
             rows = zip(keys, await self._patiently(self._places(keys=keys)), strict=True)
-            # What another version wrote may be what was named: a cache can always do without.
-            if meant := [key for key, head in rows if (place := _place(head)) is None or said.covers(place)]:
+            if meant := [key for key, head in rows if _is_meant(said, head)]:
                 forgotten += await self._forget_now(meant)
         return forgotten
 
@@ -223,6 +250,12 @@ def _place(head: bytes) -> Place | None:
     except (ValueError, TypeError):
         return None
     return Place(str(project), str(method), str(path))
+
+
+def _is_meant(said: Selection, head: bytes) -> bool:
+    # What another version wrote may be what was named: a cache can always do without.
+    place = _place(head)
+    return place is None or said.covers(place)
 
 
 def _project(head: bytes) -> str:

@@ -80,6 +80,24 @@ end
 return places
 """
 
+# KEYS: any. Answers: for each its place, how many entries are under it; without a look at any of them.
+COUNT = """
+local rows = {}
+for at, key in ipairs(KEYS) do
+  local place, entries = '', 0
+  local others = redis.pcall('HMGET', key, 'place', 'generation', 'order')
+  if not others.err then
+    entries = redis.call('HLEN', key)
+    for field = 1, 3 do
+      if others[field] then entries = entries - 1 end
+    end
+    place = others[1] or ''
+  end
+  rows[at] = {place, entries}
+end
+return rows
+"""
+
 # KEYS: any. Answers: for each its place, how many entries are under it, how many bytes it counts for.
 MEASURE = """
 local rows = {}

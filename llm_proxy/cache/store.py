@@ -6,7 +6,7 @@ from typing import Protocol
 
 from redis.asyncio import Redis
 
-from llm_proxy.cache import Entry, Found, Place, Selection, Stats
+from llm_proxy.cache import Count, Entry, Found, Place, Selection, Stats
 from llm_proxy.cache.memory import MemoryStore
 from llm_proxy.cache.redis import RedisStore
 
@@ -47,6 +47,13 @@ class Store(Protocol):
 
         Raises:
             ApiError: `cache_unavailable`; some may have been forgotten nevertheless.
+        """
+
+    async def count(self, said: Selection) -> Count:
+        """How many entries a purge would forget; a store in which that takes long stops at some point.
+
+        Raises:
+            ApiError: `cache_unavailable`.
         """
 
     async def stats(self) -> Stats:

@@ -13,6 +13,7 @@ from llm_proxy.secret import redact
 COMMANDS = {
     "quickstart": ("llm_proxy.cli.quickstart", "Make a demo in this folder and serve it: the first minute."),
     "server": ("llm_proxy.cli.server", "Serve the proxy and the admin site."),
+    "admin": ("llm_proxy.cli.admin", "Serve the admin site alone, on a server's database."),
     "setup": ("llm_proxy.cli.setup", "Write a .env file with fresh secrets."),
     "migrate": ("llm_proxy.cli.migrate", "Look after the database's schema and its encryption."),
     "manage": ("llm_proxy.cli.manage", "Manage projects and tokens, read the audit log."),

@@ -156,7 +156,8 @@ async def remote_api(settings: Settings, url: str | None) -> AsyncIterator[Api]:
 def own_address(settings: Settings) -> str:
     """Where a server with these settings is reached from the same machine."""
     host, _, port = settings.listen_addr.rpartition(":")
-    return f"http://{host if host not in ('', '0.0.0.0', '[::]') else '127.0.0.1'}:{port}"
+    own = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    return f"http://{own}:{port}"
 
 
 def run(work: Callable[[Api], Awaitable[T]]) -> T:

@@ -3,21 +3,18 @@
 import asyncio
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 import aiohttp
 import click
-import orjson
 from click.core import ParameterSource
 
+from llm_proxy.chats import OPENAI, Answer, Messages, problem_of
 from llm_proxy.cli import options
 from llm_proxy.cli.api import own_address, reason_of
 from llm_proxy.cli.output import printable
 from llm_proxy.cli.quickstart import kept_token
 from llm_proxy.errors import StartError
 from llm_proxy.tokens import PREFIX
-
-Messages = list[dict[str, str]]
 
 
 def _never_a_providers_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -50,10 +47,10 @@ def command(url: str | None, token: str | None, model: str, system: str | None, 
     if not token:
         raise click.UsageError("Give a token of the proxy with --token. `llm-proxy manage token create` makes one.")
     url = url or own_address(options.settings())
-    messages: Messages = [{"role": "system", "content": system}] if system else []
+    messages: list[Mapping[str, str]] = []
     for asked in [" ".join(question)] if question else iter(_asked, ""):
         messages.append({"role": "user", "content": asked})
-        answer = asyncio.run(_answer(url, token, {"model": model, "messages": messages, "stream": True}))
+        answer = asyncio.run(_answer(url, token, model, system or "", messages))
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -67,50 +64,32 @@ def _asked() -> str:
         return ""
 
 
-async def _answer(url: str, token: str, body: Mapping[str, Any]) -> str:
+async def _answer(url: str, token: str, model: str, system: str, messages: Messages) -> str:
     """Print the answer as it comes; returns the whole of it."""
-    headers, timeout = {"Authorization": f"Bearer {token}"}, aiohttp.ClientTimeout(total=None, sock_connect=10)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+    async with aiohttp.ClientSession(headers=OPENAI.headers(token), timeout=timeout) as session:
         try:
-            reply = await session.post(f"{url}/v1/chat/completions", json=body)
+            reply = await session.post(url + OPENAI.path(model), json=OPENAI.body(model, system, messages))
         except (aiohttp.ClientError, TimeoutError) as error:
             raise StartError(f"No answer from the proxy at {url}: {reason_of(error)}. --url says where it is.") from error
         async with reply:
             if reply.status != 200:
-                raise StartError(_problem(await reply.read()) or f"{url} answered with status {reply.status}.")
+                problem = problem_of(await reply.read())
+                raise StartError(problem.message if problem else f"{url} answered with status {reply.status}.")
             return await _printed(reply.content)
 
 
-async def _printed(lines: aiohttp.StreamReader) -> str:
-    answer = ""
+async def _printed(stream: aiohttp.StreamReader) -> str:
+    whole, answer = "", Answer(OPENAI)
     try:
-        async for line in lines:
-            piece = _piece(line)
-            answer += piece
+        async for chunk in stream.iter_any():
+            piece = answer.feed(chunk)
+            whole += piece
             click.echo("\n".join(map(printable, piece.split("\n"))), nl=False)
-    except (aiohttp.ClientError, ValueError) as error:
+            if answer.problem:
+                raise StartError(f"The answer broke off: {answer.problem.message}")
+    except aiohttp.ClientError as error:
         raise StartError(f"The answer broke off: {reason_of(error)}") from error
     finally:
         click.echo()
-    return answer
-
-
-def _piece(line: bytes) -> str:
-    """The text in a line of the stream."""
-    data = line.removeprefix(b"data:").strip()
-    if not line.startswith(b"data:") or data == b"[DONE]":
-        return ""
-    if problem := _problem(data):
-        raise ValueError(problem)
-    try:
-        return "".join(str(choice["delta"].get("content") or "") for choice in orjson.loads(data)["choices"])
-    except (LookupError, TypeError, AttributeError):
-        raise ValueError("this is no stream of a chat.") from None
-
-
-def _problem(body: bytes) -> str:
-    """The message of an error, empty when this is none."""
-    try:
-        return str(orjson.loads(body)["error"]["message"])
-    except (ValueError, LookupError, TypeError):
-        return ""
+    return whole

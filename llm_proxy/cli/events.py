@@ -1,6 +1,7 @@
 """`llm-proxy events`: the log of events."""
 
 import asyncio
+import contextlib
 import itertools
 import pathlib
 import re
@@ -17,6 +18,7 @@ from llm_proxy.cli.output import as_json, echo_json, echo_table, printable, show
 from llm_proxy.clock import from_rfc3339, now_ms
 from llm_proxy.errors import InvalidField, StartError
 from llm_proxy.events import browsing
+from llm_proxy.events.dead_letters import FILE, DeadLetters, Letter
 from llm_proxy.events.statistics import shown_stream
 from llm_proxy.events.stream import StreamState, open_stream
 from llm_proxy.settings import SINKS, Settings, check_sinks, parse_duration
@@ -112,12 +114,13 @@ def replay(since: int, until: int | None, sink: str) -> None:
     Example:
       llm-proxy events replay --since 2026-11-21T08:00:00Z --until 2026-11-21T09:00:00Z --sink helicone
     """
-    from llm_proxy.events.replaying import replay
+    from llm_proxy.events.replaying import Replay, replay
 
     settings = options.settings()
     check_sinks(settings, (sink,))
     found = (browsing.between(folder, since, until or LATEST) for folder in browsing.logs(_root(settings)))
-    stats = asyncio.run(replay(settings, sink, itertools.chain.from_iterable(found)))
+    source, letters = Replay(itertools.chain.from_iterable(found)), DeadLetters(_root(settings) / FILE)
+    stats = asyncio.run(replay(settings, sink, source, letters))
     click.echo(f"{stats.delivered} events were delivered to {sink}, {stats.dead_letters} refused.")
     if stats.backlog.count:
         raise StartError(f"{sink} does not take the rest: {stats.last_error}")
@@ -159,9 +162,12 @@ async def _state(settings: Settings) -> StreamState:
         return await stream.state()
 
 
-async def _letters(settings: Settings) -> list[dict[str, Any]]:
-    async with open_stream(settings) as stream:
-        return [letter for service in SINKS for letter in await stream.letters(service)]
+async def _letters(settings: Settings) -> list[Letter]:
+    from llm_proxy.events.letters import AllLetters
+
+    async with contextlib.AsyncExitStack() as stack:
+        stream = await stack.enter_async_context(open_stream(settings)) if settings.ships else None
+        return [letter async for letter in AllLetters(settings, stream).read()]
 
 
 @command.command("dead-letters")
@@ -176,17 +182,15 @@ def dead_letters(json: bool) -> None:
       llm-proxy events dead-letters --json
     """
     settings = options.settings()
-    found = list(browsing.letters(_root_or_stream(settings)))
-    if settings.ships:
-        found += asyncio.run(_letters(settings))
+    _root_or_stream(settings)
+    found = asyncio.run(_letters(settings))
     if json:
-        return click.echo(orjson.dumps(found, option=orjson.OPT_INDENT_2))
-    rows = [(letter["at"], letter["sink"], _what(letter), printable(letter["reason"])) for letter in found]
+        return click.echo(orjson.dumps([letter.facts for letter in found], option=orjson.OPT_INDENT_2))
+    rows = [(letter.at, letter.sink, _what(letter), printable(letter.reason)) for letter in found]
     return echo_table(("at", "sink", "event", "reason"), rows) if rows else click.echo("Nothing found.")
 
 
-def _what(letter: Mapping[str, Any]) -> str:
-    if gap := letter.get("gap"):
-        return f"{gap['count']} events"
-    event = letter.get("event")
-    return str(event.get("id")) if isinstance(event, dict) else "unreadable"
+def _what(letter: Letter) -> str:
+    if letter.gap is not None:
+        return f"{letter.gap} events"
+    return printable(letter.event["id"]) if letter.event else "unreadable"

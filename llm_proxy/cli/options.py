@@ -53,6 +53,12 @@ admin_addr = kept(
     help="Where the admin site listens (ADMIN_UI_LISTEN_ADDR).",
 )
 no_admin = kept("--no-admin", "ADMIN_UI_ENABLED", flag_value="false", help="Do not serve the admin site (ADMIN_UI_ENABLED).")
+management_token = kept(
+    "--management-token",
+    "MANAGEMENT_TOKEN",
+    metavar="TOKEN",
+    help="The management token (MANAGEMENT_TOKEN); others here can see it.",
+)
 database = kept("--db", "DATABASE_PATH", metavar="PATH", help="The SQLite file (DATABASE_PATH).")
 profiles = kept("--config", "API_CONFIG_PATH", metavar="FILE", help="The provider profiles (API_CONFIG_PATH).")
 log_level = kept(

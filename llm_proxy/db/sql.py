@@ -12,10 +12,12 @@ class Page(NamedTuple):
     Attributes:
         limit: how many rows at most.
         after: the id of the last row of the page before, or None for the first page.
+        before: the id of the first row of the page behind, where the list is read backward.
     """
 
     limit: int = 50
     after: str | None = None
+    before: str | None = None
 
 
 def assignments(columns: Iterable[str]) -> str:
@@ -38,9 +40,22 @@ def pattern(text: str) -> str:
 async def select_page(
     connection: Connection, source: str, conditions: Sequence[str], params: dict[str, Any], page: Page, key: str = "id"
 ) -> list[Row]:
-    """A page of `source` (everything from SELECT to FROM), one row more than asked when there is a next page."""
-    if page.after is not None:
-        conditions = [*conditions, f"{key} < :after"]
-        params = {**params, "after": page.after}
-    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    return await connection.fetch_all(f"{source} {where} ORDER BY {key} DESC LIMIT :limit", {**params, "limit": page.limit + 1})
+    """A page of `source` (everything from SELECT to FROM), one row more than asked when there is more that way.
+
+    The one more stands at the end, and of a page that was read backward at the beginning.
+    """
+    rows = await connection.fetch_all(f"{source} {page_clause(conditions, page, key)}", {**params, **page_params(page)})
+    return rows[::-1] if page.before else rows
+
+
+def page_clause(conditions: Sequence[str], page: Page, key: str = "id") -> str:
+    """From WHERE to the end, for a page of what the conditions leave; of a page read backward, the oldest come first."""
+    conditions = [*conditions, *([f"{key} > :before"] if page.before else [f"{key} < :after"] if page.after else [])]
+    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
+    return f"{where}ORDER BY {key} {'ASC' if page.before else 'DESC'} LIMIT :limit"
+
+
+def page_params(page: Page) -> dict[str, Any]:
+    """The parameters of `page_clause`."""
+    bound = {"before": page.before} if page.before else {"after": page.after} if page.after else {}
+    return {**bound, "limit": page.limit + 1}

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from llm_proxy.clock import from_rfc3339
 from llm_proxy.errors import InvalidField
 from llm_proxy.events.cursors import Cursor
@@ -86,14 +84,6 @@ def between(folder: pathlib.Path, since: int, until: int) -> Iterator[Entry]:
             continue
         if since <= began < until:
             yield entry
-
-
-def letters(root: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """What was set aside: in each instance's folder, and by replays."""
-    for path in [*(folder / FILE for folder in logs(root)), root / FILE]:
-        if path.exists():
-            with path.open("rb") as lines:
-                yield from (orjson.loads(line) for line in lines if line.endswith(b"\n"))
 
 
 def summary(folder: pathlib.Path) -> Summary:

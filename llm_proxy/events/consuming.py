@@ -5,14 +5,16 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any
 
 import orjson
 
 from llm_proxy.clock import now_ms, to_rfc3339
+from llm_proxy.events.dead_letters import Letter, letter_of
 from llm_proxy.events.reading import LARGEST_BATCH, Backlog, Entry, Item, StreamGap
 from llm_proxy.events.stream import EVENT, EventStream, Fields, NoGroup, StreamUnavailable
+from llm_proxy.settings import SINKS
 
 log = logging.getLogger(__name__)
 
@@ -184,3 +186,27 @@ class StreamLetters:
             OSError: it would not; the event must stay where it is.
         """
         await self._stream.add_letter(sink, {"at": to_rfc3339(self._now()), "sink": sink, "reason": reason, **what})
+
+    async def read(self) -> AsyncGenerator[Letter, None]:
+        """Those that are there now, of every sink, the oldest first.
+
+        Raises:
+            OSError: Redis does not say.
+        """
+        for service in SINKS:
+            last, place = await self._stream.last_letter(service), b"0"
+            while last and (found := await self._stream.letters(service, place, last)):
+                for place, written in found:
+                    if letter := letter_of(f"{service}-{place.decode()}", written):
+                        yield letter
+
+    async def remove(self, ids: Collection[str]) -> int:
+        """Take letters away; how many they were.
+
+        Raises:
+            OSError: Redis would not; some may be gone.
+        """
+        named: dict[str, list[bytes]] = {}
+        for service, _, place in (id.partition("-") for id in ids):
+            named.setdefault(service, []).append(place.encode())
+        return sum([await self._stream.remove_letters(service, places) for service, places in named.items()])

@@ -192,6 +192,11 @@ class Dispatcher:
         """How the sink is doing now."""
         return self._stats.with_backlog(self._source.backlog(), self._oldest, self._now())
 
+    @property
+    def ahead(self) -> frozenset[int]:
+        """The sequences that are done with, and that the source was not told of, since one before them is not."""
+        return frozenset(self._done)
+
     async def run(self) -> None:
         """Deliver until told to stop; what is left then, and can be delivered at once, still is."""
         while True:

@@ -19,6 +19,7 @@ from llm_proxy.events.dead_letters import FILE, DeadLetters
 from llm_proxy.events.delivery import Delivery
 from llm_proxy.events.dispatcher import Stats
 from llm_proxy.events.instances import Claim, claim_dead, claim_own, trim_dead
+from llm_proxy.events.letters import AllLetters
 from llm_proxy.events.shipping import NAME
 from llm_proxy.events.sinks import SINKS, options_of
 from llm_proxy.events.sinks.contract import Sink
@@ -43,10 +44,14 @@ class Pipeline:
 
     Args:
         stream: given, the logs are shipped there, and to no sink.
+
+    Attributes:
+        letters: what was set aside, by this process or by others.
     """
 
     def __init__(self, settings: Settings, sinks: Mapping[str, Sink], stream: EventStream | None = None) -> None:
         self._settings, self._sinks, self._stream = settings, sinks, stream
+        self.letters = AllLetters(settings, stream)
         self._root = pathlib.Path(settings.event_dir)
         self._nameless = settings.observability_capture == "none"
         self._tasks = Tasks()

@@ -1,5 +1,6 @@
 """How the log of events is doing, for the management API, health, metrics."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,18 +111,13 @@ class DeliveryCollector(Collector):
             yield GaugeMetricFamily("llm_proxy_events_spool_cap_bytes", "EVENT_BACKLOG_BYTES: what it may hold.", report.cap)
 
 
-Samples = Sequence[tuple[str, float]]
-
-
-def _counter(name: str, help: str, samples: Samples) -> Metric:
-    family = CounterMetricFamily(f"llm_proxy_events_{name}", help, labels=("sink",))
+def _of_sinks(
+    kind: type[CounterMetricFamily | GaugeMetricFamily], name: str, help: str, samples: Sequence[tuple[str, float]]
+) -> Metric:
+    family = kind(f"llm_proxy_events_{name}", help, labels=("sink",))
     for sink, value in samples:
         family.add_metric((sink,), value)
     return family
 
 
-def _gauge(name: str, help: str, samples: Samples) -> Metric:
-    family = GaugeMetricFamily(f"llm_proxy_events_{name}", help, labels=("sink",))
-    for sink, value in samples:
-        family.add_metric((sink,), value)
-    return family
+_counter, _gauge = functools.partial(_of_sinks, CounterMetricFamily), functools.partial(_of_sinks, GaugeMetricFamily)

@@ -20,6 +20,8 @@ from llm_proxy.tasks import Tasks
 PATIENCE = 2.0
 # How many entries a script drops before others get their turn.
 MOST_DROPPED = 500
+# So many dead letters are asked for at once; each may hold the bodies of a call.
+MOST_LETTERS = 50
 
 EVENT, GAP = b"event", b"gap"
 
@@ -201,10 +203,20 @@ class EventStream:
         """Set aside what a sink will not take."""
         await self.do(self._redis.xadd(self.dead_letters_of(service), {"letter": orjson.dumps(letter)}))
 
-    async def letters(self, service: str, count: int = 10_000) -> list[dict[str, Any]]:
-        """What was set aside for a sink, the oldest first."""
-        found = await self.do(self._redis.xrange(self.dead_letters_of(service), count=count))
-        return [orjson.loads(fields[b"letter"]) for _, fields in found]
+    async def letters(self, service: str, after: bytes = b"0", last: bytes = b"+") -> list[tuple[bytes, bytes]]:
+        """The first letters that were set aside for a sink after an id, up to another, by their ids."""
+        found = await self.do(self._redis.xrange(self.dead_letters_of(service), b"(" + after, last, count=MOST_LETTERS))
+        return [(id, fields.get(b"letter", b"")) for id, fields in found]
+
+    async def last_letter(self, service: str) -> bytes | None:
+        """The id of the last, None where there is none."""
+        found = await self.do(self._redis.xrevrange(self.dead_letters_of(service), count=1))
+        return found[0][0] if found else None
+
+    async def remove_letters(self, service: str, ids: Sequence[bytes]) -> int:
+        """Take away what was set aside; how many they were."""
+        removed: int = await self.do(self._redis.xdel(self.dead_letters_of(service), *ids))
+        return removed
 
     async def state(self) -> StreamState:
         """What stands in the stream; `available` is False where Redis does not say."""

@@ -14,7 +14,7 @@ from llm_proxy.events.bus import Bus
 from llm_proxy.history import table
 from llm_proxy.history.figures import COLUMNS, Figures, add
 from llm_proxy.history.pending import OTHER, Key, Pending
-from llm_proxy.history.table import Group, Question, Slice
+from llm_proxy.history.table import DIMENSIONS, Group, Question, Slice
 from llm_proxy.tasks import Tasks, to_the_end
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,19 @@ class Span(NamedTuple):
     length: int
     step: int
 
+    def moments(self, now: int) -> range:
+        """When each step begins, oldest first; the last one has not ended."""
+        end = (now // self.step + 1) * self.step
+        return range(end - self.length, end, self.step)
 
+
+# From a day on, steps of whole hours: what is summed by the hour is read in a sixtieth of the time.
 SPANS = {
     "15m": Span(15 * MINUTE_MS, MINUTE_MS),
     "1h": Span(HOUR_MS, MINUTE_MS),
-    "24h": Span(24 * HOUR_MS, 15 * MINUTE_MS),
+    "24h": Span(24 * HOUR_MS, HOUR_MS),
+    "7d": Span(7 * DAY_MS, 6 * HOUR_MS),
+    "30d": Span(30 * DAY_MS, DAY_MS),
 }
 
 
@@ -148,19 +156,35 @@ class History:
         return question.slices(min(minutes), max(minutes)) if minutes else ()
 
     async def totals(self, span: Span, by: str | None = None, filters: Mapping[str, str] | None = None) -> dict[str, Figures]:
-        """The figures of a time up to now, by the names of a dimension; without one, under the empty name."""
-        now = now_ms()
-        found = await self.read(Question(now - span.length, now + 1, by, filters=filters or {}))
+        """The figures of a time up to now, by the names of a dimension; without one, under the empty name.
+
+        The time begins where the first step of `series` does, so that what a chart shows adds up to these.
+        """
+        moments = span.moments(now_ms())
+        found = await self.read(Question(moments.start, moments.stop, by, filters=filters or {}))
         return {group.name: figures for group, figures in found.items()} or ({} if by else {"": Figures()})
+
+    async def totals_by_every(self, span: Span) -> dict[str, dict[str, Figures]]:
+        """The same for each dimension, by the names of it; the rows are read once for all of them."""
+        moments = span.moments(now_ms())
+        question = Question(moments.start, moments.stop)
+        sums: dict[str, dict[Group, list[int]]] = {by: {} for by in DIMENSIONS}
+        names: dict[str, set[str]] = {by: set() for by in DIMENSIONS}
+        for part in await self._slices(question):
+            async with self._writing:
+                found = await table.select_by_every(self._database, question, part)
+                found += [(key, values) for key, values in self._pending.rows().items() if question.fits(key, part)]
+            for by in DIMENSIONS:
+                _merge(sums[by], names[by], ((Group(0, getattr(key, by)), values) for key, values in found))
+        return {by: {group.name: Figures.of(values) for group, values in sums[by].items()} for by in DIMENSIONS}
 
     async def series(self, span: Span, by: str | None = None, filters: Mapping[str, str] | None = None) -> Series:
         """The figures of a time up to now in steps, the last of which has not ended, by the names of a dimension."""
-        end = (now_ms() // span.step + 1) * span.step
-        moments = list(range(end - span.length, end, span.step))
-        found = await self.read(Question(moments[0], end, by, span.step, filters or {}))
+        moments = span.moments(now_ms())
+        found = await self.read(Question(moments.start, moments.stop, by, span.step, filters or {}))
         names = sorted({group.name for group in found}) if by else [""]
         none = Figures()
-        return Series(moments, {name: [found.get(Group(moment, name), none) for moment in moments] for name in names})
+        return Series(list(moments), {name: [found.get(Group(moment, name), none) for moment in moments] for name in names})
 
 
 def _merge(sums: dict[Group, list[int]], names: set[str], found: Iterable[tuple[Group, list[int]]]) -> None:

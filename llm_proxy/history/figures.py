@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import add as add_up
 
 from llm_proxy.events import HITS, Event
 
@@ -61,6 +62,26 @@ class Figures:
     def of(cls, values: Sequence[int]) -> "Figures":
         """The figures with values in the order of `COLUMNS`."""
         return cls(**dict(zip(SUMS, values, strict=False)), latency=tuple(values[len(SUMS) :]))
+
+    def __add__(self, other: "Figures") -> "Figures":
+        """The sum of both."""
+        sums = {name: getattr(self, name) + getattr(other, name) for name in SUMS}
+        return Figures(**sums, latency=tuple(map(add_up, self.latency, other.latency)))
+
+    @property
+    def tokens(self) -> int:
+        """All tokens, those that were read as well as those that were written."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def error_share(self) -> float | None:
+        """The share of the calls that were errors; None without calls."""
+        return self.errors / self.calls if self.calls else None
+
+    @property
+    def hit_share(self) -> float | None:
+        """The share of the calls that the cache answered; None without calls."""
+        return self.cache_hits / self.calls if self.calls else None
 
     @property
     def overhead_ms(self) -> float | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from llm_proxy.clock import DAY_MS, HOUR_MS, MINUTE_MS
-from llm_proxy.db import Connection, Database
+from llm_proxy.db import Connection, Database, Row
 from llm_proxy.history.figures import COLUMNS, add
 from llm_proxy.history.pending import Key, Rows
 
@@ -68,7 +68,9 @@ class Question:
         if self.step and self.step < HOUR_MS:
             yield from _parts(MINUTES, start, end, DAY_MS)
             return
-        begin, stop = min(end, -(-start // HOUR_MS) * HOUR_MS), end // HOUR_MS * HOUR_MS
+        begin = min(end, _ceil(start))
+        # The hour of the last minute is whole too, if all of it is asked for.
+        stop = min(_ceil(end), self.end // HOUR_MS * HOUR_MS) if begin < end else begin
         yield from _parts(MINUTES, start, begin, HOUR_MS)
         yield from _parts(HOURS, begin, stop, 30 * DAY_MS)
         yield from _parts(MINUTES, max(begin, stop), end, HOUR_MS)
@@ -81,6 +83,10 @@ class Question:
     def fits(self, key: Key, part: Slice) -> bool:
         """Whether a row is among those of a slice that are asked for."""
         return part.start <= key.began < part.end and all(getattr(key, name) == value for name, value in self.filters.items())
+
+
+def _ceil(moment: int) -> int:
+    return -(-moment // HOUR_MS) * HOUR_MS
 
 
 def _parts(table: str, start: int, end: int, length: int) -> Iterator[Slice]:
@@ -109,15 +115,29 @@ async def select(connection: Connection, question: Question, part: Slice) -> lis
     """The sums of a slice by group."""
     # Names of tables and columns and the step are ours; what others chose goes in as parameters.
     moment = f"began / {question.step} * {question.step}" if question.step else "0"
-    conditions = "".join(f" AND {name} = :{name}" for name in question.filters)
     groups = ", ".join([*([question.by] if question.by else []), *([moment] if question.step else [])])
+    rows = await _sums(connection, f"{question.by or repr('')} AS name, {moment} AS moment", groups, question, part)
+    return [(Group(row["moment"], row["name"]), values) for row, values in rows]
+
+
+async def select_by_every(connection: Connection, question: Question, part: Slice) -> list[tuple[Key, list[int]]]:
+    """The sums of a slice by all of `DIMENSIONS` together, for all its time."""
+    columns = ", ".join(DIMENSIONS)
+    rows = await _sums(connection, columns, columns, question, part)
+    return [(Key(part.start, *(row[name] for name in DIMENSIONS)), values) for row, values in rows]
+
+
+async def _sums(
+    connection: Connection, columns: str, groups: str, question: Question, part: Slice
+) -> list[tuple[Row, list[int]]]:
+    conditions = "".join(f" AND {name} = :{name}" for name in question.filters)
     rows = await connection.fetch_all(
-        f"SELECT {question.by or repr('')} AS name, {moment} AS moment, {_SUMS} FROM {part.table} "
-        f"WHERE began >= :start AND began < :end{conditions}" + (f" GROUP BY {groups}" if groups else ""),
+        f"SELECT {columns}, {_SUMS} FROM {part.table} WHERE began >= :start AND began < :end{conditions}"
+        + (f" GROUP BY {groups}" if groups else ""),
         {**question.filters, "start": part.start, "end": part.end},
     )
     # Without groups there is a row even where nothing was summed. PostgreSQL sums large integers to decimals.
-    return [(Group(row["moment"], row["name"]), [int(row[name]) for name in COLUMNS]) for row in rows if row["calls"]]
+    return [(row, [int(row[name]) for name in COLUMNS]) for row in rows if row["calls"]]
 
 
 async def delete_before(database: Database, hour: int, step: int) -> None:

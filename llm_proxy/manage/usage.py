@@ -115,7 +115,7 @@ def shown(figures: Figures) -> dict[str, Any]:
         "cache_hits": figures.cache_hits,
         "prompt_tokens": figures.prompt_tokens,
         "completion_tokens": figures.completion_tokens,
-        "total_tokens": figures.prompt_tokens + figures.completion_tokens,
+        "total_tokens": figures.tokens,
         "latency_p50_ms": figures.quantile_ms(0.5),
         "latency_p95_ms": figures.quantile_ms(0.95),
         "overhead_ms": figures.overhead_ms,

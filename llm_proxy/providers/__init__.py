@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -192,6 +192,23 @@ async def of_project(connection: Connection, vault: Vault, project_id: str | Non
     """All providers of a project, or of the shared pool, by id."""
     sql = f"SELECT {_COLUMNS} FROM providers WHERE {_of(project_id)} ORDER BY id"
     return [_from_row(row, vault) for row in await connection.fetch_all(sql, {"project_id": project_id})]
+
+
+class Label(NamedTuple):
+    """What a provider is called, and whose it is: None for the shared pool."""
+
+    name: str
+    project_id: str | None
+
+
+async def labels_of(connection: Connection, ids: Sequence[str]) -> dict[str, Label]:
+    """What providers are called, by their ids; ids of none are left out."""
+    if not ids:
+        return {}
+    given = {f"id{place}": id for place, id in enumerate(ids)}
+    marks = ", ".join(f":{name}" for name in given)
+    rows = await connection.fetch_all(f"SELECT id, name, project_id FROM providers WHERE id IN ({marks})", given)
+    return {row["id"]: Label(row["name"], row["project_id"]) for row in rows}
 
 
 async def count_enabled(connection: Connection) -> int:

@@ -137,9 +137,24 @@ class Call:
         return self.token.id
 
     @property
+    def token_kind(self) -> str:
+        """`token`, or `master_key`, which has pages of its own."""
+        return self.token.kind
+
+    @property
     def project_id(self) -> str:
         """The id of the token's project."""
         return self.token.project_id
+
+    @property
+    def streams(self) -> bool:
+        """Whether its answer is a stream of events."""
+        return self.tee.is_event_stream if self.tee else self.wants_stream
+
+    @property
+    def sent_bytes(self) -> int:
+        """How much of the answer's body went to the client."""
+        return self.reply.sent_bytes
 
     def recognise(self, token: Token) -> None:
         """The call has shown a good token."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import orjson
 
-from llm_proxy.proxy.sse import EventSplitter
+from llm_proxy.sse import EventSplitter
 from llm_proxy.usage import NO_USAGE, StreamUsage, Usage, read_model, read_usage
 
 KEEP = 256 * 1024

@@ -172,7 +172,9 @@ class Settings:
     )
     observability_max_request_body_bytes: int = setting("events", parse_size, "64KiB", "How much of a request is captured.")
     observability_max_response_body_bytes: int = setting("events", parse_size, "256KiB", "How much of a reply is captured.")
-    observability_buffer_size: int = setting("events", parse_count, "1000", "Events that wait for a live subscriber.")
+    observability_buffer_size: int = setting(
+        "events", parse_count, "1000", "Events that wait for a live tail, at most 1000; it says how many it did not see."
+    )
     llm_proxy_event_bus: str = setting(
         "events",
         one_of("in-memory", "redis-streams"),

@@ -29,6 +29,7 @@ class Request:
         timeouts: how long the provider may take.
         trusted: the URL is the operator's word, so it may be a private address.
         on_sent: called when the head is handed to the connection; from then on the provider may be working.
+        host: the name by which the origin is asked, empty for its own.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Request:
     timeouts: Timeouts
     trusted: bool
     on_sent: Callable[[], None]
+    host: str = ""
 
 
 class Answer(Protocol):

@@ -72,7 +72,7 @@ def head_of(request: Request, target: Target) -> bytes:
     """
     lines = [
         f"{request.method} {target.path} HTTP/1.1",
-        f"Host: {target.authority}",
+        f"Host: {request.host or target.authority}",
         *_framing(request),
         *[f"{name}: {value}" for name, value in request.headers],
     ]

@@ -30,7 +30,7 @@ async def site(house: House) -> AsyncIterator[Management]:
 @pytest.mark.parametrize("path", ["/", "/admin", "/admin/"])
 async def test_the_site_begins_at_its_first_page(site: Management, path: str) -> None:
     reply = await site.ask("GET", path, token=None)
-    assert (reply.status, reply.headers["Location"]) == (303, "/admin/projects")
+    assert (reply.status, reply.headers["Location"]) == (303, "/admin/dashboard")
 
 
 async def test_every_answer_is_protected_errors_included(site: Management) -> None:
@@ -63,6 +63,7 @@ def test_the_policy_lets_no_page_run_or_load_anything_from_elsewhere() -> None:
     [
         ("admin.css", "text/css; charset=utf-8"),
         ("admin.js", "text/javascript; charset=utf-8"),
+        ("requests.js", "text/javascript; charset=utf-8"),
         ("icon.svg", "image/svg+xml"),
         ("openapi.yaml", "application/yaml"),
     ],

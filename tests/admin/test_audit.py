@@ -20,13 +20,17 @@ async def fill(house: House, *events: AuditEvent) -> None:
 
 async def test_every_filter_of_the_api_is_there_and_filters(house: House, visitor: Visitor) -> None:
     given = {name: f"{name}-1" for name in NAMES if name not in ("outcome", "search", "start_time", "end_time")}
+    # A project is chosen among those that there are.
+    given["project_id"] = await house.project("https://api.example.com/v1", name="demo")
+    await house.project("https://api.example.com/v1", name="other")
     await fill(house, AuditEvent(**{**given, "outcome": "denied"}, details={"needle": "haystack"}))
     page = await visitor.get("/admin/audit")
     assert set(NAMES) <= page.values.keys() | {"outcome"}
     for name, value in {**given, "outcome": "denied", "search": "HAYSTACK", "start_time": "2020-01-01T00:00:00Z"}.items():
         assert "action-1" in (await visitor.get(f"/admin/audit?{name}={value}")).text, name
     for name in (*given, "search"):
-        assert "No audit event fits" in (await visitor.get(f"/admin/audit?{name}=other")).text, name
+        beside = "outcome=denied" if name == "action" else "action=action-1"
+        assert "No audit event fits" in (await visitor.get(f"/admin/audit?{beside}&{name}=other")).text, name
     page = await visitor.get("/admin/audit?start_time=yesterday")
     assert (page.status, list(page.problems)) == (400, ["start_time"])
 

@@ -27,17 +27,17 @@ async def test_figures_are_shown(visitor: Visitor, tenant: Tenant) -> None:
 @pytest.mark.parametrize("way", ["prefix", "project", "path", "key", "all"])
 async def test_each_way_purges_what_its_preview_says(visitor: Visitor, api: Management, tenant: Tenant, way: str) -> None:
     reply = await tenant.send()
-    fields, known = {
-        "prefix": ({"way": "prefix", "prefix": "/v1/mod"}, False),
-        "project": ({"way": "project", "project_id": tenant.project}, True),
-        "path": ({"way": "project", "path": "/v1/models", "method": "GET"}, False),
-        "key": ({"way": "key", "key": key_of(reply)}, False),
-        "all": ({"way": "all"}, True),
+    fields = {
+        "prefix": {"way": "prefix", "prefix": "/v1/mod"},
+        "project": {"way": "project", "project_id": tenant.project},
+        "path": {"way": "project", "path": "/v1/models", "method": "GET"},
+        "key": {"way": "key", "key": key_of(reply)},
+        "all": {"way": "all"},
     }[way]
     page = await visitor.get("/admin/cache")
     seal = page.form("/admin/cache/preview").fields["seal"]
     page = await visitor.post("/admin/cache/preview", {**fields, "seal": seal})
-    assert ("Entries now: 1." in page.text) == known
+    assert "Entries now: 1." in page.text
     assert await tenant.how() == "hit", "a preview purges nothing"
     page = await visitor.send(page, "/admin/cache/purge")
     assert "Entries purged here: 1." in page.text

@@ -5,20 +5,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage.asking import BODY, ask, call
 from stage.chromium import MISSING, PATH, Watched, open_chromium
 from stage.house import MANAGEMENT_TOKEN, TESTER, House
+from stage.provider import ScriptedProvider
 from stage.secrets import used
 
 from llm_proxy.acts import master_keys, providers, tokens
 from llm_proxy.admin import PAGES
+from llm_proxy.clock import MINUTE_MS
 from llm_proxy.db.sql import Page
+from llm_proxy.events import Event
 from llm_proxy.events.dead_letters import FILE, DeadLetters
 from llm_proxy.tokens import find as find_tokens
+from llm_proxy.usage import Usage
 
 # The one skip that the specification allows; scripts/test says it too, and .ci/run installs what is missing.
 pytestmark = pytest.mark.skipif(not PATH.exists(), reason=MISSING)
 
 CHECKS = (Path(__file__).parent / "checks.js").read_text()
+KEYBOARD = (Path(__file__).parent / "keyboard.js").read_text()
 LOOKS = [(width, scheme) for width in (360, 1440) for scheme in ("light", "dark")]
 
 
@@ -32,10 +38,32 @@ async def furnish(house: House) -> dict[str, str]:
         made, _ = await tokens.create(context, TESTER, {"project_id": project, "name": status, "max_requests": 1_000_000})
     await tokens.revoke(context, TESTER, made.id)
     await master_keys.create(context, TESTER, {"name": "batch", "id": "master"})
-    await DeadLetters(Path(context.settings.event_dir) / FILE).add("lunary", "refused " * 30, event={"id": "e"})
+    call = Event("r", None, "192.0.2.1", "client/9 " * 9, "POST", "/v1/" + "long/" * 60, request_body="{}" * 9999)
+    call.token_id, call.token_name, call.project_id, call.project_name = made.id, "active", project, "x" * 200
+    call.model, call.provider, call.provider_type = "m" * 256, own.id, "openai"
+    call.outcome, call.status, call.code = "refused", 403, "model_not_allowed"
+    call.usage, call.attempts = Usage(10**9, 10**9, 10**9, source="provider"), 2
+    call.failed_attempts = [{"provider": own.id, "status": 500, "code": None, "duration": 1.5}]
+    context.bus.publish(call)
+    letters = DeadLetters(Path(context.settings.event_dir) / FILE)
+    for sink, reason in (("lunary", "refused " * 30), ("lunary", "400"), ("file", "gone")):
+        await letters.add(sink, reason, event={"id": "0199a1b2-0000-7000-8000-000000000001", "model": "m" * 300})
+    [letter, *_] = letters.letters()
+    for minutes, status in ((0, 200), (1, 500), (30, 200)):
+        event = Event("r", None, None, None, "POST", "/", status=status, project_id=project, provider="pool", model="long_" * 50)
+        event.started_at -= minutes * MINUTE_MS
+        context.history.count(event)
     row = await context.database.fetch_one("SELECT id FROM audit_events WHERE action = 'token.create' LIMIT 1")
     assert row
-    return {"projects": project, "tokens": made.id, "master-keys": "master", "audit": row["id"], "own": own.id}
+    return {
+        "projects": project,
+        "tokens": made.id,
+        "master-keys": "master",
+        "audit": row["id"],
+        "requests": call.id,
+        "own": own.id,
+        "events": letter.id,
+    }
 
 
 def filled(path: str, ids: dict[str, str]) -> str:
@@ -52,10 +80,12 @@ async def test_every_page_can_be_read_and_used_by_everybody(house: House) -> Non
         found: dict[str, Any] = {}
         await tab.open("login")
         found |= await looked_at(tab, "login")
+        found |= await tabbed_through(tab, "login")
         await tab.log_in()
         for path in [filled(path, ids) for path, _ in PAGES if not path.startswith("audit-export")]:
             await tab.open(path)
             found |= await looked_at(tab, path)
+            found |= await tabbed_through(tab, path)
     assert found == {}, json.dumps(found, indent=1)
     assert tab.complaints == []
 
@@ -70,6 +100,14 @@ async def looked_at(tab: Watched, path: str) -> dict[str, Any]:
         if wrong := await tab.page.evaluate(CHECKS):
             found[f"{path} at {width} px, {scheme}"] = wrong
     return found
+
+
+async def tabbed_through(tab: Watched, path: str) -> dict[str, Any]:
+    """What of a page the Tab key does not reach, or not visibly."""
+    for _ in range(await tab.page.evaluate(f"({KEYBOARD}).begin()")):
+        await tab.page.keyboard.press("Tab")
+    wrong = await tab.page.evaluate(f"({KEYBOARD}).end()")
+    return {f"{path} by keyboard": wrong} if wrong else {}
 
 
 async def test_a_token_is_made_copied_and_not_made_again_by_a_reload(house: House) -> None:
@@ -111,6 +149,27 @@ async def test_a_token_is_made_copied_and_not_made_again_by_a_reload(house: Hous
         assert "That did not work" in await other.inner_text("main")
         await tab.page.click("text=Log out")
         assert tab.page.url == f"{site}/admin/login"
+    assert tab.complaints == []
+
+
+async def test_an_open_dashboard_shows_a_call_and_leaves_alone_what_is_read(house: House, provider: ScriptedProvider) -> None:
+    site, token = house.sites.admin, await house.token_for(provider.url)
+    assert site
+    async with open_chromium() as browser:
+        tab = Watched(await browser.new_page(timezone_id="Europe/Berlin", locale="en-GB"), site)
+        await tab.log_in()
+        await ask(house.url, call(token))
+        chart = tab.page.locator("#charts svg").first
+        await chart.wait_for(timeout=3000)
+        await tab.page.click("#charts summary")
+        await tab.page.evaluate("document.querySelector('#models tbody td').focusHere = true")
+        said = "[...document.querySelectorAll('#charts svg title')].map((title) => title.textContent).join()"
+        assert "answered 1" in await tab.page.evaluate(said) and "UTC" not in await tab.page.evaluate(said)
+        await ask(house.url, call(token, body=BODY.replace(b"gpt-4o", b"<b>evil</b>")))
+        await tab.page.locator("#models td", has_text="<b>evil</b>").wait_for(timeout=3000)
+        assert await tab.page.evaluate("document.querySelector('#charts details').open"), "a table that was opened stays open"
+        assert await tab.page.evaluate("document.querySelector('#models tbody td').focusHere"), "only what differs is touched"
+        assert await tab.page.locator("#models tr").count() == 3
     assert tab.complaints == []
 
 

@@ -98,3 +98,46 @@ async def test_a_stream_ends_when_the_process_stops(house: House, visitor: Visit
 async def test_a_stream_is_for_those_who_are_logged_in(stranger: Visitor, url: str) -> None:
     async with stranger.session.get(url, allow_redirects=False) as reply:
         assert (reply.status, reply.headers["Location"]) == (303, "/admin/login?next=/admin/stream")
+
+
+async def test_what_many_ask_for_is_made_once_until_it_is_old() -> None:
+    made: list[str] = []
+
+    async def make(key: str) -> int:
+        made.append(key)
+        number = len(made)
+        await asyncio.sleep(0)
+        return number
+
+    shared = live.Shared(make, 60)
+    assert await asyncio.gather(*(shared.get("a") for _ in range(3)), shared.get("b")) == [1, 1, 1, 2]
+    assert made == ["a", "b"]
+    old = live.Shared(make, 0)
+    assert [await old.get("a") for _ in range(2)] == [3, 4]
+
+
+async def test_a_making_that_fails_is_tried_again_by_the_next_who_asks() -> None:
+    results = [ValueError(), 1]
+
+    async def make(key: str) -> int:
+        if isinstance(result := results.pop(0), Exception):
+            raise result
+        return result
+
+    shared = live.Shared(make, 60)
+    with pytest.raises(ValueError):
+        await shared.get("a")
+    assert await shared.get("a") == 1
+
+
+async def test_only_parts_that_changed_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "TICK_SECONDS", 0)
+    same = {"a": "1", "b": "2"}
+    shown = iter([same, same, {"a": "1", "b": "3"}, {"a": "1", "b": "3"}])
+
+    async def latest() -> live.Parts:
+        return next(shown)
+
+    messages = live.parts(latest)
+    assert [await anext(messages) for _ in range(4)] == [same, {}, {"b": "3"}, {}]
+    await messages.aclose()

@@ -14,7 +14,7 @@ from llm_proxy.admin.login import safe_next
 from llm_proxy.db.sql import Page
 from llm_proxy.operators import FAILURES, Operators
 from llm_proxy.secret import Secret
-from llm_proxy.sessions import IDLE_MS, SHORT_MS, Sessions
+from llm_proxy.sessions import IDLE_MS, LONG_MS, SHORT_MS, Sessions
 
 
 def filled(path: str) -> str:
@@ -88,12 +88,38 @@ async def test_the_cookie_is_out_of_reach_and_the_login_is_audited(stranger: Vis
     assert page["actor"] == (await api.audit(action="project.create"))[0]["actor"]
 
 
+async def test_the_login_takes_only_its_own_form(house: House, stranger: Visitor, api: Management) -> None:
+    page = await stranger.get("/admin/login")
+    form = {**page.form("/admin/login").fields, "token": MANAGEMENT_TOKEN}
+    for origin in ("https://evil.example", "null", "", "http://127.0.0.1:1"):
+        reply = await stranger.post("/admin/login", form, origin=origin)
+        assert (reply.status, "sent by a page of this site" in reply.text) == (403, True), origin
+    reply = await stranger.post("/admin/login", form, **{"Sec-Fetch-Site": "same-site"})
+    assert reply.status == 403
+    # The seal of another browser's form, or none, or a good one without the cookie that it follows from.
+    async with visiting(house, logged_in=False) as other:
+        seal = (await other.get("/admin/login")).form("/admin/login").fields["seal"]
+        for given in ({**form, "seal": seal}, {**form, "seal": ""}, {"token": MANAGEMENT_TOKEN}):
+            reply = await stranger.post("/admin/login", given)
+            assert (reply.status, "too old" in reply.text) == (403, True)
+        other.session.cookie_jar.clear()
+        reply = await other.post("/admin/login", form)
+        assert (reply.status, "too old" in reply.text) == (403, True)
+        assert other.cookie() is stranger.cookie() is None
+    assert await api.audit(action="admin.login") == []
+    await house.context.audit.close()
+    found = await api.audit(action="admin.refuse")
+    assert {(event["reason"], event["outcome"], event["client_ip"], event["path"]) for event in found} == {
+        (reason, "denied", "127.0.0.1", "/admin/login") for reason in ("origin_not_allowed", "invalid_form")
+    }
+
+
 async def test_a_long_session_is_asked_for(stranger: Visitor) -> None:
     await stranger.log_in(long="on")
     assert int(stranger.cookie()["max-age"]) == 30 * 24 * 60 * 60
 
 
-async def test_logging_in_never_takes_up_a_session_that_is_there(house: House, visitor: Visitor, stranger: Visitor) -> None:
+async def test_logging_in_never_takes_up_a_session_that_is_there(visitor: Visitor, stranger: Visitor, api: Management) -> None:
     planted = visitor.cookie().value
     page = await stranger.get("/admin/login")
     form = {**page.form("/admin/login").fields, "token": MANAGEMENT_TOKEN}
@@ -103,6 +129,8 @@ async def test_logging_in_never_takes_up_a_session_that_is_there(house: House, v
         [written] = [line for line in reply.headers.getall("Set-Cookie") if line.startswith("llm_proxy_session=")]
         assert planted not in written and "made-up" not in written
     assert (await visitor.get("/admin/projects")).path == "/admin/login", "who planted it is out"
+    # The planted one, then the one that this browser got in its place.
+    assert len(await api.audit(action="admin.logout")) == 2 and len(await api.audit(action="admin.login")) == 3
     reply = await stranger.post("/admin/login", {"token": MANAGEMENT_TOKEN, "seal": "old"}, follow=False)
     assert (reply.status, "too old" in reply.text) == (403, True)
 
@@ -113,15 +141,17 @@ async def test_logging_out_ends_the_session_wherever_its_cookie_is(house: House,
     assert (page.path, visitor.cookie()) == ("/admin/login", None)
     visitor.session.cookie_jar.update_cookies({"llm_proxy_session": id})
     assert (await visitor.get("/admin/projects")).path == "/admin/login"
-    assert len(await api.audit(action="admin.logout")) == 1
+    [event] = await api.audit(action="admin.logout")
+    assert (event["outcome"], event["client_ip"]) == ("success", "127.0.0.1")
+    assert event["actor"] == (await api.audit(action="admin.login"))[0]["actor"]
     assert (await visitor.get("/admin/logout")).status == 405, "a link must not log anyone out"
 
 
-async def test_sessions_end_by_standing_idle_by_age_and_with_their_token(house: House, visitor: Visitor) -> None:
-    context = house.context
+async def test_sessions_end_by_standing_idle_by_age_and_with_their_token(house: House, visitor: Visitor, api: Management) -> None:
+    context, tell = house.context, house.context.sessions._on_end
     began = context.sessions._now()
     now = [began]
-    context.sessions = Sessions(context.database, context.operators.fingerprints, lambda: now[0])
+    context.sessions = Sessions(context.database, context.operators.fingerprints, tell, lambda: now[0])
     now[0] = began + IDLE_MS - 1000
     assert (await visitor.get("/admin/projects")).path == "/admin/projects"
     now[0] += IDLE_MS + 1000
@@ -131,10 +161,23 @@ async def test_sessions_end_by_standing_idle_by_age_and_with_their_token(house: 
         now[0] += IDLE_MS // 2
         last = await visitor.get("/admin/health")
     assert last.path == "/admin/login"
+    # A long one may stand idle, and ends by age alone.
+    await visitor.log_in(long="on")
+    now[0] += LONG_MS - 1000
+    assert (await visitor.get("/admin/health")).path == "/admin/health"
+    now[0] += 1000
+    assert (await visitor.get("/admin/health")).path == "/admin/login"
     await visitor.log_in()
     assert (await visitor.get("/admin/health")).path == "/admin/health"
-    context.sessions = Sessions(context.database, Operators([Secret("another-token-" + "x" * 32)]).fingerprints)
+    others = Operators([Secret("another-token-" + "x" * 32)])
+    context.sessions = Sessions(context.database, others.fingerprints, tell, lambda: now[0])
     assert (await visitor.get("/admin/health")).path == "/admin/login"
+    await context.audit.close()
+    found = reversed(await api.audit(action="admin.session_end"))
+    [actor] = {event["actor"] for event in await api.audit(action="admin.login")}
+    told = [(event["reason"], event["actor"], event["client_ip"]) for event in found]
+    reasons = ("idle", "expired", "expired", "management_token_changed")
+    assert told == [(reason, actor, "127.0.0.1") for reason in reasons]
 
 
 async def test_behind_tls_cookies_go_over_nothing_else(tmp_path: Path) -> None:
@@ -152,7 +195,11 @@ async def test_behind_tls_cookies_go_over_nothing_else(tmp_path: Path) -> None:
             assert reply.status == 403
         reply = await browser.post("/admin/login", form, follow=False, origin=origin, Cookie=value, **behind)
         [session] = [line for line in reply.headers.getall("Set-Cookie") if "session" in line]
-        assert session.startswith("__Secure-llm_proxy_session=") and "Secure" in session
+        assert session.startswith("__Secure-llm_proxy_session=")
+        attributes = {part.strip().lower() for part in session.split(";")[1:]}
+        assert attributes == {"secure", "httponly", "samesite=strict", "path=/admin"}
+        [event] = await audit.find(house.context.database, Page(), {"action": "admin.login"})
+        assert event.client_ip == "192.0.2.9", "the browser's address, not that of the proxy in between"
         # Without TLS the same session is not looked for under that name.
         reply = await browser.get("/admin/projects", follow=False, Cookie=session.partition(";")[0])
         assert reply.status == 303
@@ -165,7 +212,7 @@ async def test_each_of_several_management_tokens_opens(tmp_path: Path, several: 
     tokens = {"first": "first-" + "a1" * 20, "second": "second-" + "b2" * 20}
     settings = settings_for(tmp_path, MANAGEMENT_TOKEN=",".join(tokens.values()))
     async with open_house(settings) as house, visiting(house, logged_in=False) as browser:
-        assert (await browser.log_in(tokens[several])).path == "/admin/projects"
+        assert (await browser.log_in(tokens[several])).path == "/admin/dashboard"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from stage.visitor import Visitor
 from llm_proxy.projects import DEFAULT_ID
 
 
-async def test_the_first_page_says_what_to_do_next(visitor: Visitor) -> None:
-    page = await visitor.get("/admin/")
+async def test_empty_lists_say_what_to_do_next(visitor: Visitor) -> None:
+    page = await visitor.get("/admin/projects")
     assert (page.path, page.title) == ("/admin/projects", "Projects")
     assert "There is no project yet" in page.text and "/admin/new-project" in page.links
     assert "there is none yet" in (await visitor.get("/admin/tokens")).text

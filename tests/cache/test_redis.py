@@ -13,7 +13,8 @@ import pytest
 from redis.asyncio import Redis
 from stage.redis import RedisServer, slow_road
 
-from llm_proxy.cache import Entry, Found, Place, Terms, selection
+from llm_proxy.cache import Count, Entry, Found, Place, Terms, selection
+from llm_proxy.cache import redis as product
 from llm_proxy.cache.redis import KEPT_TO_VALIDATE, LEAST_ROOM, LONGEST_KEPT, RedisStore, kept_for
 from llm_proxy.errors import ApiError
 from llm_proxy.redis_client import open_redis
@@ -85,7 +86,9 @@ async def test_stores_on_one_redis_see_each_others_entries_and_purges(redis_serv
         assert (await other.store.stats()).entries == 0
 
 
-async def test_a_purge_sees_every_key_of_many_and_leaves_those_of_others(redis_server: RedisServer) -> None:
+async def test_a_purge_sees_every_key_of_many_and_leaves_those_of_others(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with (
         open_bench(redis_server.uri, prefix="a[*]?:", patience=PATIENTLY) as bench,
         open_bench(redis_server.uri, prefix="ab:", patience=PATIENTLY) as other,
@@ -95,6 +98,12 @@ async def test_a_purge_sees_every_key_of_many_and_leaves_those_of_others(redis_s
         await other.put(b"other")
         await bench.redis.set("limits", "1")
         assert (await bench.store.stats()).projects["p"].entries == 1200
+        monkeypatch.setattr(product, "COUNT_SECONDS", 60.0)
+        assert await bench.store.count(selection(prefix="/v1")) == Count(1200)
+        with monkeypatch.context() as patch:
+            patch.setattr(product, "COUNT_SECONDS", 0.0)
+            found = await bench.store.count(selection(prefix="/v1"))
+            assert not found.complete and found.entries < 1200
         assert await bench.store.purge(selection(prefix="/v1")) == 1200
         assert set(await bench.redis.keys()) - {b"a[*]?:probe", b"ab:probe"} == {b"limits", b"ab:k"}
 
@@ -170,6 +179,8 @@ async def test_a_purge_that_redis_did_not_hear_claims_nothing(mortal_redis: Redi
             bench.store.purge(selection(project="p")),
             bench.store.purge(selection(everything=True)),
             bench.store.stats(),
+            bench.store.count(selection(key="k")),
+            bench.store.count(selection(everything=True)),
         ):
             with pytest.raises(ApiError, match="does not answer") as caught:
                 await attempt

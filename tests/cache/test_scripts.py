@@ -79,6 +79,9 @@ async def test_every_history_is_that_of_the_store_in_memory(
         for key in PLACES:
             in_memory, in_redis = await pair.do("look up", key, 0)
             assert in_redis == in_memory
+        for said in PURGES:
+            counted = [await store.count(selection(**said)) for store in pair.stores]
+            assert counted[0].entries == counted[1].entries, said
         counts = [await store.stats() for store in pair.stores]
         held = [{project: each.entries for project, each in count.projects.items()} for count in counts]
         assert held[0] == held[1] and counts[0].entries == counts[1].entries

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from stage.redis import RedisServer
 
-from llm_proxy.cache import Entry, Hit, Place, rules, selection
+from llm_proxy.cache import Count, Entry, Hit, Place, rules, selection
 from llm_proxy.cache.memory import MOST_VARIANTS, MemoryStore
 from llm_proxy.cache.redis import RedisStore
 from llm_proxy.cache.store import Store
@@ -20,11 +20,13 @@ PLACE = Place("p", "GET", "/v1/models")
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+async def store(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
     if request.param == "memory":
         yield MemoryStore(max_bytes=1 << 20, max_object_bytes=1000)
         return
     server: RedisServer = request.getfixturevalue("redis_server")
+    # What is exact must not hang on how much else this machine does.
+    monkeypatch.setattr("llm_proxy.cache.redis.COUNT_SECONDS", 60.0)
     async with open_redis(Secret(server.uri), 8) as redis:
         store = RedisStore(redis, "cache:", max_object_bytes=1000, switched=lambda to: None, patience=10.0)
         yield store
@@ -124,7 +126,9 @@ async def test_purge_forgets_exactly_what_was_named(store: Store, said: dict[str
     assert callable(stays)
     await stock(store)
     keys = [f"{p} {rest}" for p in "pq" for rest in ("GET /v1/models", "GET /v1/models/m", "POST /v1/models", "GET /v1/files")]
+    assert await store.count(selection(**said)) == Count(deleted)
     assert await store.purge(selection(**said)) == deleted
+    assert await store.count(selection(**said)) == Count(0)
     assert [key for key in keys if await entries_of(store, key)] == [key for key in keys if stays(key)]
     assert await store.purge(selection(**said)) == 0
 
@@ -135,6 +139,14 @@ async def test_a_purge_of_nothing_in_particular_is_refused(store: Store, said: d
     with pytest.raises(ValueError, match="what to purge"):
         await store.purge(selection(**said))
     assert (await store.stats()).entries == 8
+
+
+async def test_a_count_forgets_nothing_and_has_every_variant(store: Store) -> None:
+    await stock(store)
+    await put(store, "p GET /v1/files", "another", entry(path="/v1/files"))
+    for said, entries in (({"key": "p GET /v1/files"}, 2), ({"project": "p"}, 5), ({"everything": True}, 9)):
+        assert await store.count(selection(**said)) == Count(entries)  # type: ignore[arg-type]
+    assert (await store.stats()).entries == 9
 
 
 async def test_stats_tell_entries_and_bytes_by_project(store: Store) -> None:

@@ -6,7 +6,7 @@ import orjson
 from stage.logs import left_behind, logged, samples
 
 from llm_proxy.clock import from_rfc3339
-from llm_proxy.events.browsing import Place, between, documents, entries, letters, logs, summary
+from llm_proxy.events.browsing import Place, between, documents, entries, logs, summary
 from llm_proxy.events.cursors import Cursor
 from llm_proxy.events.disk import Disk
 from llm_proxy.events.instances import claim_own
@@ -14,7 +14,7 @@ from llm_proxy.events.spool import Spool
 
 
 def test_a_folder_that_is_not_there_has_no_logs(tmp_path: pathlib.Path) -> None:
-    assert logs(tmp_path / "nowhere") == list(letters(tmp_path / "nowhere")) == []
+    assert logs(tmp_path / "nowhere") == []
 
 
 def test_every_event_of_every_instance_is_read(tmp_path: pathlib.Path) -> None:
@@ -63,9 +63,7 @@ def test_a_summary_says_what_the_log_holds_and_where_each_sink_is(tmp_path: path
     cursor = Cursor(Disk(), folder, "lunary")
     cursor.begin_at(2)
     (folder / "dead-letters.jsonl").write_text('{"reason": "one"}\n{"reason": "two"}\n{"torn')
-    (tmp_path / "dead-letters.jsonl").write_text('{"reason": "three"}\n')
     found = summary(folder)
     assert (found.instance, found.first, found.last, found.dead_letters) == ("gone-1", 1, 3, 2)
     assert found.positions == {"file": 0, "lunary": 2}
     assert found.bytes > 0
-    assert [letter["reason"] for letter in letters(tmp_path)] == ["one", "two", "three"]

@@ -1,6 +1,5 @@
 """Every event reaches everyone who wants it, whatever befalls another."""
 
-import asyncio
 import logging
 
 import pytest
@@ -28,46 +27,8 @@ def test_reader_that_fails_costs_nobody_the_event(caplog: pytest.LogCaptureFixtu
     bus, seen = Bus(), []
     bus.read_by(fail)
     bus.read_by(seen.append)
-    with bus.subscribed() as queue:
-        bus.publish(event(1))
-        assert queue.qsize() == len(seen) == 1
+    bus.publish(event(1))
+    assert len(seen) == 1
     [record] = caplog.records
     assert (record.levelno, record.exc_info is not None) == (logging.ERROR, True)
     assert seen[0].id in record.getMessage()
-
-
-async def test_subscriber_gets_events_while_it_is_subscribed() -> None:
-    bus = Bus()
-    bus.publish(event(0))
-    with bus.subscribed() as one, bus.subscribed() as two:
-        bus.publish(event(1))
-        waiting = asyncio.gather(one.get(), two.get())
-        assert [got.request_id for got in await asyncio.wait_for(waiting, 5)] == ["r1", "r1"]
-    bus.publish(event(2))
-    assert one.empty() and two.empty()
-
-
-def test_slow_subscriber_misses_events_that_are_counted_but_others_do_not() -> None:
-    bus = Bus()
-    with bus.subscribed(2) as slow, bus.subscribed(10) as quick:
-        for number in range(5):
-            bus.publish(event(number))
-        assert (slow.qsize(), quick.qsize(), bus.dropped) == (2, 5, 3)
-        assert slow.get_nowait().request_id == "r0"
-
-
-def test_subscription_ends_with_its_block_even_by_an_exception() -> None:
-    bus = Bus()
-    with pytest.raises(RuntimeError), bus.subscribed(1) as queue:
-        raise RuntimeError
-    bus.publish(event(1))
-    assert queue.empty()
-    assert bus.dropped == 0
-
-
-def test_the_bus_says_how_much_waits_for_a_subscriber_that_does_not() -> None:
-    bus = Bus(3)
-    with bus.subscribed() as queue, bus.subscribed(5) as larger:
-        for number in range(9):
-            bus.publish(event(number))
-        assert (queue.qsize(), larger.qsize()) == (3, 5)

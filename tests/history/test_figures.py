@@ -71,8 +71,20 @@ def test_values_add_up_column_by_column() -> None:
     assert values == [2 * place for place in range(len(COLUMNS))]
 
 
-def test_nothing_has_no_percentile_and_no_average() -> None:
-    assert (Figures().quantile_ms(0.5), Figures().overhead_ms) == (None, None)
+def test_nothing_has_no_percentile_no_average_and_no_share() -> None:
+    none = Figures()
+    assert (none.quantile_ms(0.5), none.overhead_ms, none.error_share, none.hit_share) == (None, None, None, None)
+
+
+def test_figures_add_up_and_know_their_shares() -> None:
+    used = Usage(prompt_tokens=3, completion_tokens=4)
+    one = figures(event(duration=0.15, usage=used), event(status=500, overhead=0.001))
+    other = figures(event(cache="hit", duration=0.15), event(usage=used))
+    both = one + other
+    assert both == figures(
+        event(duration=0.15, usage=used), event(status=500, overhead=0.001), event(cache="hit", duration=0.15), event(usage=used)
+    )
+    assert (both.calls, both.error_share, both.hit_share, both.tokens) == (4, 0.25, 0.25, 14)
 
 
 @pytest.mark.parametrize(("share", "ms"), [(0.25, 125.0), (0.5, 150.0), (1.0, 200.0)])

@@ -21,7 +21,7 @@ from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.events import Event
 from llm_proxy.events.bus import Bus
 from llm_proxy.history import SPANS, History, open_history, pending
-from llm_proxy.history.table import Question
+from llm_proxy.history.table import DIMENSIONS, Question
 from llm_proxy.settings import Settings
 from llm_proxy.usage import Usage
 
@@ -203,6 +203,10 @@ async def test_charts_have_each_step_of_their_time_and_totals_agree(database: Da
     assert [points[-1].calls for points in drawn.lines.values()] == [1, 1]
     assert {line: figures.calls for line, figures in (await one.totals(span, "model")).items()} == {"a": 3, "b": 1}
     assert (await one.totals(span, filters={"model": "b"}))[""].prompt_tokens == 2
+    every = await one.totals_by_every(span)
+    assert every == {by: await one.totals(span, by) for by in DIMENSIONS} and every["model"]["b"].calls == 1
+    await one.settle()
+    assert await one.totals_by_every(span) == every
 
 
 async def test_the_program_keeps_its_retention_and_tells_what_it_lost(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from llm_proxy.history.table import (
     fitting,
     insert,
     select,
+    select_by_every,
 )
 from llm_proxy.settings import Settings
 
@@ -67,6 +68,9 @@ async def test_every_grouping_and_filter_sums_as_plain_python_does(database: Dat
             found = await select(database, question, part)
             assert len(found) == len({group for group, _ in found}), question
             assert summed(found) == summed(fitting(given, question, part)), question
+            if question.by and not question.step:
+                every = await select_by_every(database, question, part)
+                assert summed((question.group_of(key), values) for key, values in every) == summed(found), question
 
 
 @pytest.mark.parametrize("step", [None, MINUTE_MS, HOUR_MS, DAY_MS])
@@ -147,10 +151,16 @@ LAST = MIDNIGHT + 40 * DAY_MS
             2**62,
             [
                 Slice(HOURS, MIDNIGHT, MIDNIGHT + MONTH_MS),
-                Slice(HOURS, MIDNIGHT + MONTH_MS, LAST),
-                Slice(MINUTES, LAST, LAST + MINUTE_MS),
+                Slice(HOURS, MIDNIGHT + MONTH_MS, LAST + HOUR_MS),
             ],
         ),
+        (
+            None,
+            LAST - HOUR_MS,
+            LAST + HOUR_MS - 1,
+            [Slice(HOURS, LAST - HOUR_MS, LAST), Slice(MINUTES, LAST, LAST + MINUTE_MS)],
+        ),
+        (None, LAST + 1, LAST + HOUR_MS, [Slice(HOURS, LAST, LAST + HOUR_MS)]),
         (None, MIDNIGHT + 59_999, MIDNIGHT + 1, [Slice(MINUTES, MIDNIGHT, MIDNIGHT + 1)]),
         (
             MINUTE_MS,

@@ -18,7 +18,7 @@ from stage.management import Management, Reply, managing
 from stage.postgres import Postgres
 
 from llm_proxy import __version__
-from llm_proxy.admin import ACTS, PAGES
+from llm_proxy.admin import ACTS, PAGES, STREAMS
 from llm_proxy.admin import create_app as create_admin_app
 from llm_proxy.admin.visits import ProxySite
 from llm_proxy.errors import RULES
@@ -339,7 +339,7 @@ async def test_the_description_has_every_route_and_no_other(house: House) -> Non
     described = {(one.method, one.path) for one in OPERATIONS}
     assert routes_of(create_proxy_app(house.context)) == described
     pages = {("GET", path) for path in ("/", "/admin", "/admin/", "/admin/static/{name}", "/admin/login")}
-    pages |= {("POST", "/admin/login"), *(("GET", f"/admin/{path}") for path, _ in PAGES)}
+    pages |= {("POST", "/admin/login"), *(("GET", f"/admin/{path}") for path, _ in (*PAGES, *STREAMS))}
     pages |= {("POST", f"/admin/{path}") for path, _ in ACTS}
     app = create_admin_app(house.context, ProxySite(house.url, wildcard=False))
     assert routes_of(app) - pages == {one for one in described if not one[1].startswith("/manage")}

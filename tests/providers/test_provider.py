@@ -114,6 +114,13 @@ async def test_an_update_writes_what_it_names_and_nothing_else(database: Databas
     assert await providers.update(database, VAULT, new_id(), {"name": "x"}) is None
 
 
+async def test_providers_are_called_by_their_names_whoever_owns_them(database: Database, project: str) -> None:
+    own, shared = await make(database, project, name="own"), await make(database, None, name="shared")
+    found = await providers.labels_of(database, [own.id, shared.id, new_id()])
+    assert found == {own.id: ("own", project), shared.id: ("shared", None)}
+    assert await providers.labels_of(database, []) == {}
+
+
 async def test_a_removed_provider_is_gone(database: Database, project: str) -> None:
     made, other = await make(database, project), await make(database, project)
     await providers.delete(database, made.id)

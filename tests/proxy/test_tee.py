@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llm_proxy.proxy import sse
+from llm_proxy import sse
 from llm_proxy.proxy import tee as tee_module
 from llm_proxy.proxy.tee import KEEP, LARGEST_INFLATED, MOST_INFLATED_LINES, MOST_MEMBERS, TAIL, Inflater, Tee
 from llm_proxy.usage import NO_USAGE, Usage

@@ -49,7 +49,7 @@ class Watched:
         await self.open("login")
         await self.page.fill("#token", MANAGEMENT_TOKEN)
         await self.page.click("button")
-        await self.page.wait_for_url("**/admin/projects")
+        await self.page.wait_for_url("**/admin/dashboard")
 
 
 @asynccontextmanager

@@ -79,6 +79,11 @@ def test_a_head_has_its_framing_then_the_headers_as_given(method: str, body: Any
     assert head_of(request, target_of("http://a:81/v1")) == wanted.encode()
 
 
+def test_an_origin_can_be_asked_by_another_name() -> None:
+    request = dataclasses.replace(GET, host="proxy.example:81")
+    assert head_of(request, target_of("http://127.0.0.1:81/v1")) == b"GET /v1 HTTP/1.1\r\nHost: proxy.example:81\r\n\r\n"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"headers": [("a", f"b{end}c")]} for end in ("\r\n", "\n", "\r", "\0")]

@@ -55,6 +55,14 @@ _LIMITS = (
     click.option("--max-parallel", metavar="N", type=limit, help="Calls at the same time; none, or default."),
 )
 
+some_models = click.option(
+    "--model", "models", multiple=True, help="A model it may use, or a glob; may be given several times.  [default: all]"
+)
+_OTHER_MODELS = (
+    click.option("--model", "models", multiple=True, help="The models it may use from now on; may be given several times."),
+    click.option("--all-models", is_flag=True, help="Let it use every model."),
+)
+
 most = click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="How many at most.")
 
 
@@ -70,6 +78,33 @@ def limits(function: F) -> F:
     for option in reversed(_LIMITS):
         function = option(function)
     return function
+
+
+def other_models(function: F) -> F:
+    """The options that change which models may be used."""
+    for option in reversed(_OTHER_MODELS):
+        function = option(function)
+    return function
+
+
+def allowed(models: tuple[str, ...], all_models: bool = False) -> dict[str, Any]:
+    """What those options, or `some_models`, say."""
+    if models and all_models:
+        raise click.UsageError("--model names some models, --all-models admits every one. Give one of them.")
+    return {"allowed_models": models} if models or all_models else {}
+
+
+def changes(body: dict[str, Any]) -> dict[str, Any]:
+    """What an update changes, which must be something."""
+    if not body:
+        raise click.UsageError("Say what to change; --help lists what can be.")
+    return body
+
+
+def show_secret(secret: str) -> None:
+    """Print a new secret for people, apart from what is known of it."""
+    click.secho(f"\n{secret}", bold=True)
+    click.echo("This is shown once, and kept nowhere.", err=True)
 
 
 def shown_limits(resource: Mapping[str, Any]) -> dict[str, Any]:

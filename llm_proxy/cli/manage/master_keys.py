@@ -6,7 +6,21 @@ from typing import Any
 import click
 
 from llm_proxy.cli.api import call, listed_as
-from llm_proxy.cli.manage.arguments import asked, confirmed, given, limits, most, on_server, secret_from, shown_limits
+from llm_proxy.cli.manage.arguments import (
+    allowed,
+    asked,
+    changes,
+    confirmed,
+    given,
+    limits,
+    most,
+    on_server,
+    other_models,
+    secret_from,
+    show_secret,
+    shown_limits,
+    some_models,
+)
 from llm_proxy.cli.output import as_json, show, show_list
 
 PATH = "/admin/v1/master-keys"
@@ -28,8 +42,7 @@ def _show(found: Mapping[str, Any], json: bool) -> None:
     facts = {**shown_limits(found), "allowed_models": found["allowed_models"] or "all"}
     show(found if json else {name: value for name, value in facts.items() if name != "key"}, json)
     if "key" in found and not json:
-        click.secho(f"\n{found['key']}", bold=True)
-        click.echo("This is shown once, and kept nowhere.", err=True)
+        show_secret(found["key"])
 
 
 @master_key.command("list")
@@ -77,9 +90,7 @@ def get(id: str, json: bool) -> None:
 @click.option(
     "--key", metavar="KEY", help="The secret, 16 characters or more; - reads it from standard input.  [default: a new one]"
 )
-@click.option(
-    "--model", "models", multiple=True, help="A model it may use, or a glob; may be given several times.  [default: all]"
-)
+@some_models
 @limits
 @as_json
 @on_server
@@ -91,8 +102,7 @@ def create(key: str | None, models: tuple[str, ...], json: bool, **rest: Any) ->
       llm-proxy manage master-key create --name backend --rate-limit-per-minute 600
       llm-proxy manage master-key create --name old-clients --key - < old.key
     """
-    body = given(key=secret_from(key, "Key"), **rest) | ({"allowed_models": models} if models else {})
-    made = call("POST", PATH, body)
+    made = call("POST", PATH, given(key=secret_from(key, "Key"), **rest) | allowed(models))
     # Who brought the secret has it.
     _show({name: value for name, value in made.items() if name != "key"} if key else made, json)
 
@@ -100,8 +110,7 @@ def create(key: str | None, models: tuple[str, ...], json: bool, **rest: Any) ->
 @master_key.command()
 @click.argument("id")
 @click.option("--name", help="A new name.")
-@click.option("--model", "models", multiple=True, help="The models it may use from now on; may be given several times.")
-@click.option("--all-models", is_flag=True, help="Let it use every model.")
+@other_models
 @limits
 @as_json
 @on_server
@@ -112,11 +121,7 @@ def update(id: str, models: tuple[str, ...], all_models: bool, json: bool, **res
     Example:
       llm-proxy manage master-key update KEY_ID --rate-limit default --model 'gpt-4o*'
     """
-    if models and all_models:
-        raise click.UsageError("--model names some models, --all-models admits every one. Give one of them.")
-    body = given(**rest) | ({"allowed_models": models} if models or all_models else {})
-    if not body:
-        raise click.UsageError("Say what to change; --help lists what can be.")
+    body = changes(given(**rest) | allowed(models, all_models))
     _show(call("PUT", f"{PATH}/{asked(id)}", body), json)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.api import call, listed
-from llm_proxy.cli.manage.arguments import asked, confirmed, given, limits, most, on_server, secret_from, shown_limits
+from llm_proxy.cli.manage.arguments import asked, changes, confirmed, given, limits, most, on_server, secret_from, shown_limits
 from llm_proxy.cli.output import as_json, show, show_list
 
 
@@ -98,9 +98,10 @@ def update(id: str, api_key: str | None, json: bool, **rest: Any) -> None:
       llm-proxy manage project update PROJECT_ID --api-key - < new.key
       llm-proxy manage project update PROJECT_ID --revoke-tokens
     """
-    body = given(api_key=secret_from(api_key), **rest)
-    if not body:
-        raise click.UsageError("Say what to change; --help lists what can be.")
+    _change(id, changes(given(api_key=secret_from(api_key), **rest)), json)
+
+
+def _change(id: str, body: Mapping[str, Any], json: bool) -> None:
     _show(call("PATCH", f"/manage/projects/{asked(id)}", body), json)
 
 
@@ -130,7 +131,7 @@ def activate(id: str, json: bool) -> None:
     Example:
       llm-proxy manage project activate PROJECT_ID
     """
-    _show(call("PATCH", f"/manage/projects/{asked(id)}", {"is_active": True}), json)
+    _change(id, {"is_active": True}, json)
 
 
 @project.command()
@@ -145,4 +146,4 @@ def deactivate(id: str, json: bool) -> None:
     Example:
       llm-proxy manage project deactivate PROJECT_ID
     """
-    _show(call("PATCH", f"/manage/projects/{asked(id)}", {"is_active": False}), json)
+    _change(id, {"is_active": False}, json)

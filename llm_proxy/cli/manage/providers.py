@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.api import call, listed, listed_as
-from llm_proxy.cli.manage.arguments import asked, confirmed, given, json_value, most, on_server, secret_from
+from llm_proxy.cli.manage.arguments import asked, changes, confirmed, given, json_value, most, on_server, secret_from
 from llm_proxy.cli.output import as_json, show, show_list
 
 of_project = click.option("--project", "project_id", metavar="ID", help="A project's own provider, not one of the shared pool.")
@@ -127,10 +127,7 @@ def update(id: str, project_id: str | None, api_key: str | None, json: bool, **r
       llm-proxy manage provider update openai-1 --weight 0
       llm-proxy manage provider update openai-1 --model-mapping '{"gpt-4*": "acme-4*"}'
     """
-    body = given(api_key=secret_from(api_key), **rest)
-    if not body:
-        raise click.UsageError("Say what to change; --help lists what can be.")
-    _change(project_id, id, body, json)
+    _change(project_id, id, changes(given(api_key=secret_from(api_key), **rest)), json)
 
 
 @provider.command()

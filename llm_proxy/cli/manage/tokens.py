@@ -9,15 +9,20 @@ from llm_proxy import tokens
 from llm_proxy.cli.api import call, listed
 from llm_proxy.cli.manage.arguments import (
     NONE,
+    allowed,
     asked,
+    changes,
     confirmed,
     given,
     json_value,
     limits,
     most,
     on_server,
+    other_models,
     secret_from,
+    show_secret,
     shown_limits,
+    some_models,
 )
 from llm_proxy.cli.output import as_json, show, show_list
 from llm_proxy.clock import to_rfc3339
@@ -53,9 +58,7 @@ def token() -> None:
 @click.option(
     "--max-requests", metavar="N", type=click.IntRange(1), help="How many requests it is good for.  [default: any number]"
 )
-@click.option(
-    "--model", "models", multiple=True, help="A model it may use, or a glob; may be given several times.  [default: all]"
-)
+@some_models
 @click.option("--metadata", metavar="JSON", type=json_value, help="An object kept with it.")
 @limits
 @as_json
@@ -68,11 +71,10 @@ def create(expires_at: str | None, models: tuple[str, ...], json: bool, **rest: 
       llm-proxy manage token create --project PROJECT_ID --minutes 60 --max-requests 100
       llm-proxy manage token create --project PROJECT_ID --expires-at never --model 'gpt-4o*'
     """
-    made = call("POST", "/manage/tokens", given(**rest) | _expiry(expires_at) | ({"allowed_models": models} if models else {}))
+    made = call("POST", "/manage/tokens", given(**rest) | _expiry(expires_at) | allowed(models))
     _show(made, json)
     if not json:
-        click.secho(f"\n{made['token']}", bold=True)
-        click.echo("This is shown once, and kept nowhere.", err=True)
+        show_secret(made["token"])
 
 
 def _show(token: Mapping[str, Any], json: bool) -> None:
@@ -131,8 +133,7 @@ def get(id: str, json: bool) -> None:
 @click.option("--active/--revoked", "is_active", default=None, help="Let it be used again, or no more.")
 @click.option("--max-requests", metavar="N", type=quota, help="A new quota, or `none`.")
 @click.option("--expires-at", metavar="TIME", help="A new expiry, or `never`.")
-@click.option("--model", "models", multiple=True, help="The models it may use from now on; may be given several times.")
-@click.option("--all-models", is_flag=True, help="Let it use every model.")
+@other_models
 @click.option("--metadata", metavar="JSON", type=json_value, help="An object kept with it.")
 @limits
 @as_json
@@ -153,16 +154,10 @@ def update(
       llm-proxy manage token update TOKEN_ID --max-requests 500 --rate-limit-per-minute 60
       llm-proxy manage token update TOKEN_ID --expires-at never --all-models
     """
-    if models and all_models:
-        raise click.UsageError("--model names some models, --all-models admits every one. Give one of them.")
-    body = given(**rest) | _expiry(expires_at)
+    body = given(**rest) | _expiry(expires_at) | allowed(models, all_models)
     if max_requests:
         body["max_requests"] = None if max_requests == NONE else max_requests
-    if models or all_models:
-        body["allowed_models"] = models
-    if not body:
-        raise click.UsageError("Say what to change; --help lists what can be.")
-    _show(call("PATCH", f"/manage/tokens/{asked(id)}", body), json)
+    _show(call("PATCH", f"/manage/tokens/{asked(id)}", changes(body)), json)
 
 
 def _expiry(text: str | None) -> dict[str, str | None]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
-from llm_proxy.proxy import sse
-from llm_proxy.proxy.sse import LARGEST_EVENT, EventSplitter
+from llm_proxy import sse
+from llm_proxy.sse import LARGEST_EVENT, EventSplitter
 
 Events = list[tuple[bytes, bytes]]
 
