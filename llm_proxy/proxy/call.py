@@ -211,6 +211,9 @@ class Call:
         self.end_error = self.end_error or error
         if self.deadline and not self.deadline.expired():
             self.deadline.reschedule(asyncio.get_running_loop().time())
+        elif self.request.content.exception() is None and not self.request.content.is_eof():
+            # Its body is being read, which may take its client minutes.
+            self.request.content.set_exception(error)
 
     def check_ended(self) -> None:
         """Raise what `end` was called with, if it was."""

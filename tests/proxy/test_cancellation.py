@@ -265,3 +265,17 @@ async def test_whoever_leaves_at_any_moment_leaves_nothing_behind(house: House, 
     assert row["request_count"] == reached
     provider.script = whole
     assert (await ask(house.url, call(token))).status == 200  # type: ignore[union-attr]
+
+
+async def test_a_token_revoked_while_its_body_comes_ends_the_call_at_once(house: House, provider: ScriptedProvider) -> None:
+    token = await house.token_for(provider.url)
+    async with connected(house.url) as connection:
+        whole = call(token)
+        await connection.send(whole[:-5])
+        await until(lambda: len(house.context.running) == 1)
+        [running] = house.context.running.longest()
+        await tokens.revoke(house.context, TESTER, running.token_id)
+        refused = await asyncio.wait_for(connection.answer("POST"), 1)
+    assert refused and refused.status == 401 and code_of(refused) == "token_inactive"
+    assert (await event_of(house)).outcome == "refused"
+    assert (await event_of(house)).attempts == 0
