@@ -21,7 +21,7 @@ from llm_proxy.db.timed import TimedDatabase
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
-from llm_proxy.events.recorders import log_call, measure
+from llm_proxy.events.recorders import CallLog, measure
 from llm_proxy.failures import Failures
 from llm_proxy.history import History, open_history
 from llm_proxy.limits.limiter import Limiter, open_limiter
@@ -151,12 +151,15 @@ def _reader(settings: Settings, profiles: Profiles | Callable[[], Profiles] | No
     return (lambda: profiles) if isinstance(profiles, Profiles) else profiles
 
 
-def _open_logs(stack: AsyncExitStack, settings: Settings) -> None:
+def _open_logs(stack: AsyncExitStack, settings: Settings) -> CallLog:
     handler = logs.configure(settings)
     stack.callback(handler.close)
     stack.callback(logging.getLogger().removeHandler, handler)
+    calls = CallLog(handler)
+    stack.callback(calls.flush)
     for warning in settings.warnings:
         log.warning("settings: %s", warning)
+    return calls
 
 
 async def _open_redis(stack: AsyncExitStack, settings: Settings) -> Redis | None:
@@ -223,7 +226,7 @@ async def open_context(
         StartError: something cannot be opened; the text says what to do.
     """
     async with AsyncExitStack() as stack:
-        _open_logs(stack, settings)
+        calls = _open_logs(stack, settings)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
         tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
@@ -233,7 +236,7 @@ async def open_context(
         redis = await _open_redis(stack, settings)
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
-        bus.read_by(log_call)
+        bus.read_by(calls.add)
         bus.read_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
