@@ -118,10 +118,12 @@ def document_of(payload: bytes) -> dict[str, Any]:
     event = orjson.loads(payload)
     if not isinstance(event, dict) or not isinstance(event.get("id"), str):
         raise ValueError("it is no event")
-    if isinstance(event.get("started_at"), int):
+    began = event.get("started_at")
+    if isinstance(began, int):
         # The log holds milliseconds: to write them out there would cost the call.
-        event["started_at"] = to_rfc3339(event["started_at"])
-    from_rfc3339("started_at", event.get("started_at"))
+        event["started_at"] = to_rfc3339(began)
+    else:
+        from_rfc3339("started_at", began)
     return event
 
 
