@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import pathlib
 import time
@@ -151,12 +152,12 @@ def _reader(settings: Settings, profiles: Profiles | Callable[[], Profiles] | No
     return (lambda: profiles) if isinstance(profiles, Profiles) else profiles
 
 
-def _open_logs(stack: AsyncExitStack, settings: Settings) -> CallLog:
+def _open_logs(stack: AsyncExitStack, settings: Settings, bus: Bus) -> CallLog:
     handler = logs.configure(settings)
     stack.callback(handler.close)
     stack.callback(logging.getLogger().removeHandler, handler)
-    calls = CallLog(handler)
-    stack.callback(calls.flush)
+    stack.callback(bus.catch_up)
+    calls = CallLog(handler, bus.catch_up)
     for warning in settings.warnings:
         log.warning("settings: %s", warning)
     return calls
@@ -226,18 +227,19 @@ async def open_context(
         StartError: something cannot be opened; the text says what to do.
     """
     async with AsyncExitStack() as stack:
-        calls = _open_logs(stack, settings)
+        bus = Bus(settings.observability_buffer_size)
+        calls = _open_logs(stack, settings, bus)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        tasks, bus, metrics, counting = Tasks(), Bus(settings.observability_buffer_size), Metrics(), Counting()
+        tasks, metrics, counting = Tasks(), Metrics(), Counting()
         database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
-        bus.read_by(calls.add)
-        bus.read_by(cache.count)
+        bus.read_late_by(calls.add, calls.write)
+        bus.read_late_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
         context = Context(
@@ -281,7 +283,8 @@ async def _spread_news(stack: AsyncExitStack, context: Context) -> None:
 
 
 async def _start(context: Context) -> None:
-    context.bus.read_by(lambda event: measure(context.metrics, context.labels, event))
+    context.bus.read_late_by(functools.partial(measure, context.metrics, context.labels))
+    context.metrics.registry.catch_up = context.bus.catch_up
     context.metrics.registry.register(ProviderCollector(context.providers, context.breakers))
     listeners: list[Callable[[Change], None]] = [
         context.tokens.on_change,

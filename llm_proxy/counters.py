@@ -2,13 +2,25 @@
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
+
+
+class Registry(CollectorRegistry):
+    """A registry for these.
+
+    Attributes:
+        catch_up: counts what is yet to be counted; it is called before a family tells anything.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.catch_up: Callable[[], None] = lambda: None
 
 
 class Count:
@@ -50,9 +62,10 @@ Series = TypeVar("Series", Count, Spread)
 class Family(Collector, ABC, Generic[Series]):
     """The series of one metric, by the values of their labels, which must be few; without labels there is one."""
 
-    def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, registry: Registry) -> None:
         self._name, self._help, self.label_names = name, help, tuple(labels)
         self._series: dict[tuple[str, ...], Series] = {}
+        self._registry = registry
         registry.register(self)
 
     @abstractmethod
@@ -60,12 +73,17 @@ class Family(Collector, ABC, Generic[Series]):
         """A series that has counted nothing."""
 
     @abstractmethod
+    def _metric(self) -> Metric:
+        """The metric with its samples."""
+
     def collect(self) -> Iterator[Metric]:
         """The metric with its samples."""
+        self._registry.catch_up()
+        yield self._metric()
 
     def describe(self) -> Iterator[Metric]:
         """The metric, for the registry to know its name."""
-        return self.collect()
+        yield self._metric()
 
     def labels(self, *values: str) -> Series:
         """The series with these values of the labels."""
@@ -92,7 +110,7 @@ class CounterFamily(Family[Count]):
         inc: counts in a family without labels.
     """
 
-    def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, registry: CollectorRegistry) -> None:
+    def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, registry: Registry) -> None:
         super().__init__(name, help, labels, registry=registry)
         if not labels:
             self.inc = self.labels().inc
@@ -100,12 +118,11 @@ class CounterFamily(Family[Count]):
     def _new(self) -> Count:
         return Count()
 
-    def collect(self) -> Iterator[Metric]:
-        """The metric with its samples."""
+    def _metric(self) -> Metric:
         metric = CounterMetricFamily(self._name, self._help, labels=self.label_names)
         for values, series in self._series.items():
             metric.add_metric(values, series.value)
-        yield metric
+        return metric
 
 
 class HistogramFamily(Family[Spread]):
@@ -118,9 +135,7 @@ class HistogramFamily(Family[Spread]):
         observe: counts a value in a family without labels.
     """
 
-    def __init__(
-        self, name: str, help: str, labels: Sequence[str] = (), *, buckets: Sequence[float], registry: CollectorRegistry
-    ) -> None:
+    def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, buckets: Sequence[float], registry: Registry) -> None:
         self._bounds = tuple(map(float, buckets))
         super().__init__(name, help, labels, registry=registry)
         if not labels:
@@ -129,12 +144,11 @@ class HistogramFamily(Family[Spread]):
     def _new(self) -> Spread:
         return Spread(self._bounds)
 
-    def collect(self) -> Iterator[Metric]:
-        """The metric with its samples."""
+    def _metric(self) -> Metric:
         metric = HistogramMetricFamily(self._name, self._help, labels=self.label_names)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
         for values, series in self._series.items():
             upto = 0.0
             buckets = [(name, upto := upto + count) for name, count in zip(names, series.counts, strict=True)]
             metric.add_metric(values, buckets, series.sum)
-        yield metric
+        return metric

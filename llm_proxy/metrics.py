@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import (
-    CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
@@ -14,7 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from llm_proxy.counters import CounterFamily, Family, HistogramFamily
+from llm_proxy.counters import CounterFamily, Family, HistogramFamily, Registry
 
 # From half a millisecond, what we add to a call, to two minutes, what a long completion takes.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -30,7 +29,7 @@ class Metrics:
     def __init__(self) -> None:
         # When each series began is of no use to anyone here, and would double their number.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self.registry = registry = CollectorRegistry()
+        self.registry = registry = Registry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         labels = ("method", "endpoint", "model", "provider", "status")
@@ -80,7 +79,7 @@ class Metrics:
         # For the summary in JSON: what was counted for a provider stays counted when its series go.
         self.calls = self.failed_calls = self.tokens_used = 0
 
-    def _time_providers(self, registry: CollectorRegistry) -> None:
+    def _time_providers(self, registry: Registry) -> None:
         def timed(name: str, help: str, buckets: tuple[float, ...] = SECONDS) -> HistogramFamily:
             return HistogramFamily(f"llm_proxy_{name}", help, ("provider",), buckets=buckets, registry=registry)
 
@@ -98,7 +97,7 @@ class Metrics:
             registry=registry,
         )
 
-    def _count_cache(self, registry: CollectorRegistry) -> None:
+    def _count_cache(self, registry: Registry) -> None:
         self.cache_hits = CounterFamily("llm_proxy_cache_hits", "Calls that were answered from the cache.", registry=registry)
         self.cache_misses = CounterFamily(
             "llm_proxy_cache_misses", "Calls that the cache might have answered and did not.", registry=registry
@@ -112,7 +111,7 @@ class Metrics:
             "llm_proxy_cache_switches", "How often the store of the cache went away or came back.", ("to",), registry=registry
         )
 
-    def _count_stores(self, registry: CollectorRegistry) -> None:
+    def _count_stores(self, registry: Registry) -> None:
         self.limiter_switches = Counter(
             "llm_proxy_limiter_switches",
             "Times that rate limits were counted elsewhere from then on: redis, memory, unavailable.",

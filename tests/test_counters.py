@@ -5,16 +5,16 @@ from typing import Any
 
 import prometheus_client
 import pytest
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 
-from llm_proxy.counters import CounterFamily, HistogramFamily
+from llm_proxy.counters import CounterFamily, HistogramFamily, Registry
 
 BOUNDS = (0.001, 0.5, 1, 120)
 
 
 def fill(counter: Callable[..., Any], histogram: Callable[..., Any]) -> bytes:
     """The text of two metrics without labels, of two with some, of two that have no series yet."""
-    registry = CollectorRegistry()
+    registry = Registry()
     counter("calls", "Calls.", registry=registry).inc()
     labelled = counter("tokens", "Tokens.", ("model", "type"), registry=registry)
     labelled.labels('gpt "4"', "prompt").inc(3)
@@ -37,7 +37,7 @@ def test_text_is_that_of_the_library() -> None:
 
 
 def test_series_that_is_removed_begins_anew() -> None:
-    family = CounterFamily("calls", "Calls.", ("code",), registry=CollectorRegistry())
+    family = CounterFamily("calls", "Calls.", ("code",), registry=Registry())
     for _ in range(2):
         family.labels("a").inc()
         assert (list(family), family.labels("a").value) == ([("a",)], 1)
@@ -46,13 +46,22 @@ def test_series_that_is_removed_begins_anew() -> None:
 
 
 def test_labels_must_be_those_of_the_family() -> None:
-    family = CounterFamily("calls", "Calls.", ("code",), registry=CollectorRegistry())
+    family = CounterFamily("calls", "Calls.", ("code",), registry=Registry())
     with pytest.raises(ValueError, match="calls has the labels"):
         family.labels("a", "b")
 
 
 def test_name_is_registered_once() -> None:
-    registry = CollectorRegistry()
+    registry = Registry()
     CounterFamily("calls", "Calls.", registry=registry)
     with pytest.raises(ValueError, match="Duplicated timeseries"):
         HistogramFamily("calls_total", "Calls.", buckets=BOUNDS, registry=registry)
+
+
+def test_what_is_yet_to_be_counted_is_counted_before_anything_is_told() -> None:
+    registry = Registry()
+    family = CounterFamily("calls", "Calls.", registry=registry)
+    registry.catch_up = family.inc
+    assert registry.get_sample_value("calls_total") == 1
+    assert [sample.value for metric in family.collect() for sample in metric.samples] == [2]
+    assert b"calls_total 3.0" in generate_latest(registry)

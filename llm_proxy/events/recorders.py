@@ -1,11 +1,11 @@
 """What every process makes of each event: a line in the log, its part in the metrics."""
 
-import asyncio
 import logging
-from collections import deque
+import threading
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from llm_proxy.clock import now_ms, to_rfc3339
+from llm_proxy.clock import to_rfc3339
 from llm_proxy.events import HITS, Event
 from llm_proxy.logs import JsonFormatter, Ready, TextFormatter
 from llm_proxy.metrics import Metrics
@@ -14,8 +14,6 @@ from llm_proxy.secret import redact
 log = logging.getLogger("llm_proxy.calls")
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Lines of calls that wait to be written, and how many seconds.
-MOST_WAITING, PATIENCE = 32, 0.1
 SECONDS = ("duration", "overhead", "connect", "first_byte", "ttft")
 BODIES = ("request_body", "reply_body")
 # What else stands in an event is ours, or was masked before it was put there.
@@ -37,52 +35,36 @@ class Labels(Protocol):
 class CallLog:
     """One line per call in this process's log, made from its event, never with bodies.
 
-    Lines are made and written some at a time, which costs a quarter of one after the other: their code stays in the processor's
-    caches, and the file is looked at once. A line waits until there are `MOST_WAITING`, for `PATIENCE` at the longest; any other
-    record that the handler gets goes behind those that wait.
+    Lines are written some at a time, with one look at the file. They go ahead of whatever else the event loop logs.
 
     Args:
         handler: what `logs.configure` returned.
+        catch_up: has `add` called with the events that it lacks.
     """
 
-    def __init__(self, handler: logging.Handler) -> None:
-        self._handler = handler
+    def __init__(self, handler: logging.Handler, catch_up: Callable[[], None]) -> None:
         assert isinstance(handler.formatter, JsonFormatter | TextFormatter)
-        self._line = handler.formatter.line
-        # Taken from its left while others add to its right: records of other threads come in between.
-        self._waiting: deque[tuple[int, Event]] = deque()
-        self._timer: asyncio.TimerHandle | None = None
+        self._handler, self._line, self._catch_up = handler, handler.formatter.line, catch_up
+        self._lines: list[str] = []
+        self._thread = threading.get_ident()
         handler.addFilter(self._keep_order)
 
     def add(self, event: Event) -> None:
-        """Write a line for the call soon; its event changes no more."""
-        if not log.isEnabledFor(logging.INFO):
-            return
-        self._waiting.append((now_ms(), event))
-        if len(self._waiting) >= MOST_WAITING:
-            self.flush()
-        elif self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.flush)
-
-    def flush(self) -> None:
-        """Write the lines that wait."""
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-        self._write()
-
-    def _write(self) -> None:
-        lines = []
-        while self._waiting:
-            ms, event = self._waiting.popleft()
+        """Make the line of a call, with the time at which it ended, for `write`."""
+        if log.isEnabledFor(logging.INFO):
+            ended = event.started_at + int(event.duration * 1000)
             message = f"{redact(event.method)} {event.path} {event.status or '-'} {event.outcome}"
-            lines.append(self._line(ms, "INFO", log.name, message, facts_of(event)))
-        if lines:
+            self._lines.append(self._line(ended, "INFO", log.name, message, facts_of(event)))
+
+    def write(self) -> None:
+        """Write the lines that were made."""
+        if self._lines:
+            lines, self._lines = self._lines, []
             self._handler.handle(Ready(log.name, "\n".join(lines)))
 
     def _keep_order(self, record: logging.LogRecord) -> bool:
-        if record.name != log.name:
-            self._write()
+        if not isinstance(record, Ready) and threading.get_ident() == self._thread:
+            self._catch_up()
         return True
 
 

@@ -14,7 +14,8 @@ from stage.house import settings_for
 
 from llm_proxy import logs
 from llm_proxy.events import Event
-from llm_proxy.events.recorders import MOST_WAITING, CallLog, measure
+from llm_proxy.events.bus import Bus
+from llm_proxy.events.recorders import CallLog, measure
 from llm_proxy.metrics import Metrics
 from llm_proxy.secret import Secret
 from llm_proxy.usage import Usage
@@ -45,10 +46,17 @@ class Known:
 
 
 class Written:
-    """The process's log as it stands in its file."""
+    """The process's log as it stands in its file, with a bus whose calls go there."""
 
-    def __init__(self, path: pathlib.Path, calls: CallLog, handler: logging.Handler) -> None:
-        self.path, self.calls, self.handler = path, calls, handler
+    def __init__(self, path: pathlib.Path, handler: logging.Handler) -> None:
+        self.path, self.bus = path, Bus()
+        calls = CallLog(handler, self.bus.catch_up)
+        self.bus.read_late_by(calls.add, calls.write)
+
+    def add(self, event: Event) -> None:
+        """Have a call logged at once."""
+        self.bus.publish(event)
+        self.bus.catch_up()
 
     @property
     def text(self) -> str:
@@ -63,75 +71,59 @@ class Written:
 def open_log(tmp_path: pathlib.Path, **given: str) -> Iterator[Written]:
     handler = logs.configure(settings_for(tmp_path, LOG_FILE=str(tmp_path / "log"), **given))
     try:
-        yield Written(tmp_path / "log", CallLog(handler), handler)
+        yield Written(tmp_path / "log", handler)
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
 
 
 async def test_line_tells_what_became_of_the_call(tmp_path: pathlib.Path) -> None:
+    usage = Usage(prompt_tokens=3)
     with open_log(tmp_path) as written:
-        written.calls.add(
-            new_event(
-                started_at=1_795_251_277_120,
-                duration=0.123456789,
-                first_byte=None,
-                usage=Usage(prompt_tokens=3),
-                request_body="asked",
-            )
-        )
-        written.calls.flush()
+        written.add(new_event(started_at=1_795_251_277_120, duration=1.123456789, usage=usage, request_body="asked"))
         [line] = written.lines
-    assert (line["level"], line["logger"]) == ("info", "llm_proxy.calls")
+    assert (line["level"], line["logger"], line["time"]) == ("info", "llm_proxy.calls", "2026-11-21T08:54:38.243Z")
     assert line["message"] == "POST /v1/chat/completions 200 completed"
-    assert (line["request_id"], line["correlation_id"], line["duration"]) == ("r1", "c1", 0.123457)
+    assert (line["request_id"], line["correlation_id"], line["duration"]) == ("r1", "c1", 1.123457)
     assert (line["started_at"], line["usage"]["prompt_tokens"], line["usage_source"]) == ("2026-11-21T08:54:37.120Z", 3, "none")
     assert not {"first_byte", "request_body", "reply_body"} & line.keys()
 
 
 async def test_line_of_a_client_that_got_no_status_has_a_dash(tmp_path: pathlib.Path) -> None:
     with open_log(tmp_path, LOG_FORMAT="text") as written:
-        written.calls.add(new_event(status=0, outcome="client_gone"))
-        written.calls.flush()
+        written.add(new_event(status=0, outcome="client_gone"))
         assert "Z INFO    POST /v1/chat/completions - client_gone request_id=r1 correlation_id=c1 " in written.text
-
-
-async def test_line_waits_for_a_moment_or_until_there_are_some(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_log(tmp_path) as written:
-        for _ in range(MOST_WAITING - 1):
-            written.calls.add(new_event())
-        assert written.text == ""
-        written.calls.add(new_event())
-        assert len(written.lines) == MOST_WAITING
-        written.calls.add(new_event(path="/late"))
-        async with asyncio.timeout(5):
-            while len(written.lines) == MOST_WAITING:  # noqa: ASYNC110 - a file tells nobody
-                await asyncio.sleep(0.01)
-        assert written.lines[-1]["path"] == "/late"
 
 
 async def test_other_records_go_behind_the_lines_that_wait(tmp_path: pathlib.Path) -> None:
     with open_log(tmp_path) as written:
-        written.calls.add(new_event())
+        written.bus.publish(new_event())
+        written.bus.publish(new_event())
+        assert written.text == ""
         logging.getLogger("llm_proxy.test").error("trouble")
-        assert [line["message"] for line in written.lines] == ["POST /v1/chat/completions 200 completed", "trouble"]
-        written.calls.flush()
+        assert [line["message"] for line in written.lines] == ["POST /v1/chat/completions 200 completed"] * 2 + ["trouble"]
+
+
+async def test_a_thread_may_log_while_lines_wait(tmp_path: pathlib.Path) -> None:
+    with open_log(tmp_path) as written:
+        written.bus.publish(new_event())
+        await asyncio.to_thread(logging.getLogger("llm_proxy.test").error, "trouble")
+        assert [line["message"] for line in written.lines] == ["trouble"], "what calls come to belongs to the event loop"
+        written.bus.catch_up()
         assert len(written.lines) == 2
 
 
 async def test_a_file_that_was_rotated_away_is_opened_anew(tmp_path: pathlib.Path) -> None:
     with open_log(tmp_path) as written:
         for name in ("one", "two"):
-            written.calls.add(new_event(path=name))
-            written.calls.flush()
+            written.add(new_event(path=name))
             written.path.rename(tmp_path / name)
         assert ["one" in (tmp_path / "one").read_text(), "two" in (tmp_path / "two").read_text()] == [True, True]
 
 
 async def test_no_line_below_the_level(tmp_path: pathlib.Path) -> None:
     with open_log(tmp_path, LOG_LEVEL="warning") as written:
-        written.calls.add(new_event())
-        written.calls.flush()
+        written.add(new_event())
         assert written.text == ""
 
 
@@ -141,11 +133,9 @@ async def test_no_secret_is_written_that_was_not_masked_before(tmp_path: pathlib
     text = f"of-{secrets.token_hex(8)}"
     event = new_event(**{field: text})
     with open_log(tmp_path, LOG_FORMAT=format) as written:
-        written.calls.add(event)
-        written.calls.flush()
+        written.add(event)
         secret = Secret(text)
-        written.calls.add(event)
-        written.calls.flush()
+        written.add(event)
         assert secret and [text in line for line in written.text.splitlines()] == [True, False]
 
 
