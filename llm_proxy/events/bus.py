@@ -1,6 +1,7 @@
 """The bus that carries events inside the process."""
 
 import asyncio
+import contextvars
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ class Bus:
         self._late_readers: list[tuple[Reader, Callable[[], None]]] = []
         self._late: list[Event] = []
         self._timer: asyncio.TimerHandle | None = None
+        # That of no call: what late readers log is not of the call whose event was the first or the last.
+        self._context = contextvars.Context()
         self._queues: set[asyncio.Queue[Event]] = set()
         self.dropped = 0
 
@@ -46,23 +49,29 @@ class Bus:
 
     def publish(self, event: Event) -> None:
         """Hand over an event; a reader that fails costs nobody else the event, and never the call."""
+        # A function for what follows would cost each call more than its lines do.
         for reader in self._readers:
-            _read(reader, event)
+            try:
+                reader(event)
+            except Exception:
+                _tell_of_failure(event)
         if self._late_readers:
-            self._put_off(event)
+            self._late.append(event)
+            if (waiting := len(self._late)) in (1, FEW):
+                self._catch_up_soon(waiting)
         for queue in self._queues:
             try:
                 queue.put_nowait(event)
             except asyncio.QueueFull:
                 self.dropped += 1
 
-    def _put_off(self, event: Event) -> None:
-        self._late.append(event)
-        if len(self._late) == 1:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self.catch_up)
-        elif len(self._late) == FEW:
+    def _catch_up_soon(self, waiting: int) -> None:
+        loop = asyncio.get_running_loop()
+        if waiting == 1:
+            self._timer = loop.call_later(PATIENCE, self.catch_up, context=self._context)
+        else:
             # Not now: the call has yet to hand over the end of its reply.
-            asyncio.get_running_loop().call_soon(self.catch_up)
+            loop.call_soon(self.catch_up, context=self._context)
 
     def catch_up(self) -> None:
         """Have the late readers read what they have yet to read."""
@@ -74,7 +83,10 @@ class Bus:
             return
         for reader, then in self._late_readers:
             for event in events:
-                _read(reader, event)
+                try:
+                    reader(event)
+                except Exception:
+                    _tell_of_failure(event)
             then()
 
     @contextmanager
@@ -88,8 +100,5 @@ class Bus:
             self._queues.discard(queue)
 
 
-def _read(reader: Reader, event: Event) -> None:
-    try:
-        reader(event)
-    except Exception:
-        log.exception("a reader of the event bus failed on the event %s", event.id)
+def _tell_of_failure(event: Event) -> None:
+    log.exception("a reader of the event bus failed on the event %s", event.id)

@@ -250,7 +250,11 @@ class Dispatcher:
         judged = fates(list(events), verdicts, max(self._done, default=0), self._failures)
         before = len(self._done)
         for (sequence, event), verdict, fate in zip(events.items(), verdicts, judged, strict=True):
-            await self._record(sequence, event, verdict, fate)
+            if fate is Fate.DONE:
+                self._done.add(sequence)
+                self._stats.delivered += 1
+            else:
+                await self._record_failure(sequence, event, verdict, fate)
         progress = len(self._done) > before or len(events) < len(pending)
         await self._settle(entries)
         if Fate.WAITING not in judged:
@@ -312,11 +316,7 @@ class Dispatcher:
             return [Verdict("failed", f"{type(error).__name__}: {error}")] * len(events)
         return verdicts
 
-    async def _record(self, sequence: int, event: dict[str, Any], verdict: Verdict, fate: Fate) -> None:
-        if fate is Fate.DONE:
-            self._done.add(sequence)
-            self._stats.delivered += 1
-            return
+    async def _record_failure(self, sequence: int, event: dict[str, Any], verdict: Verdict, fate: Fate) -> None:
         self._stats.failed += 1
         if verdict.reason != "not tried":
             self._stats.last_error = verdict.reason
