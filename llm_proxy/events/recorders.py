@@ -44,7 +44,7 @@ class CallLog:
 
     def __init__(self, handler: logging.Handler, catch_up: Callable[[], None]) -> None:
         assert isinstance(handler.formatter, JsonFormatter | TextFormatter)
-        self._handler, self._line, self._catch_up = handler, handler.formatter.line, catch_up
+        self._line, self._catch_up = handler.formatter.line, catch_up
         self._lines: list[str] = []
         self._thread = threading.get_ident()
         handler.addFilter(self._keep_order)
@@ -60,7 +60,7 @@ class CallLog:
         """Write the lines that were made."""
         if self._lines:
             lines, self._lines = self._lines, []
-            self._handler.handle(Ready(log.name, "\n".join(lines)))
+            log.handle(Ready(log.name, "\n".join(lines)))
 
     def _keep_order(self, record: logging.LogRecord) -> bool:
         if not isinstance(record, Ready) and threading.get_ident() == self._thread:
