@@ -151,4 +151,5 @@ class Metrics:
 
     def total(self, counter: Counter | CounterFamily) -> float:
         """The sum of a counter over all its labels."""
+        self.registry.catch_up()
         return sum(sample.value for family in counter.collect() for sample in family.samples if sample.name.endswith("_total"))
