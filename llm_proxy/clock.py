@@ -3,6 +3,7 @@
 import datetime
 import email.utils
 import time
+from functools import lru_cache
 
 from llm_proxy.errors import InvalidField
 
@@ -21,9 +22,13 @@ def to_rfc3339(ms: int | None) -> str | None:
     """Milliseconds since the epoch as RFC 3339 in UTC, `2026-11-21T08:54:37.120Z`."""
     if ms is None:
         return None
-    # Not `fromtimestamp`, whose floats lose milliseconds in the far future.
-    moment = EPOCH + datetime.timedelta(milliseconds=ms)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return f"{_second(ms // 1000)}.{ms % 1000:03}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    # Not `fromtimestamp`, whose floats are wrong in the far future.
+    return (EPOCH + datetime.timedelta(seconds=seconds)).isoformat()[:19]
 
 
 def from_rfc3339(field: str, text: object) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import pathlib
 import time
@@ -22,7 +23,7 @@ from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
 from llm_proxy.events.recent import RecentEvents
-from llm_proxy.events.recorders import log_call, measure
+from llm_proxy.events.recorders import CallLog, measure
 from llm_proxy.failures import Failures
 from llm_proxy.history import History, open_history
 from llm_proxy.limits.limiter import Limiter, open_limiter
@@ -157,12 +158,15 @@ def _reader(settings: Settings, profiles: Profiles | Callable[[], Profiles] | No
     return (lambda: profiles) if isinstance(profiles, Profiles) else profiles
 
 
-def _open_logs(stack: AsyncExitStack, settings: Settings) -> None:
+def _open_logs(stack: AsyncExitStack, settings: Settings, bus: Bus) -> CallLog:
     handler = logs.configure(settings)
     stack.callback(handler.close)
     stack.callback(logging.getLogger().removeHandler, handler)
+    stack.callback(bus.catch_up)
+    calls = CallLog(handler, bus.catch_up)
     for warning in settings.warnings:
         log.warning("settings: %s", warning)
+    return calls
 
 
 async def _open_redis(stack: AsyncExitStack, settings: Settings) -> Redis | None:
@@ -236,18 +240,19 @@ async def open_context(
         StartError: something cannot be opened; the text says what to do.
     """
     async with AsyncExitStack() as stack:
-        _open_logs(stack, settings)
+        bus = Bus()
+        calls = _open_logs(stack, settings, bus)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        tasks, bus, metrics, counting = Tasks(), Bus(), Metrics(), Counting()
+        tasks, metrics, counting = Tasks(), Metrics(), Counting()
         database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
-        bus.read_by(log_call)
-        bus.read_by(cache.count)
+        bus.read_late_by(calls.add, calls.write)
+        bus.read_late_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
         context = Context(
@@ -292,7 +297,8 @@ async def _spread_news(stack: AsyncExitStack, context: Context) -> None:
 
 
 async def _start(context: Context) -> None:
-    context.bus.read_by(lambda event: measure(context.metrics, context.labels, event))
+    context.bus.read_late_by(functools.partial(measure, context.metrics, context.labels))
+    context.metrics.registry.catch_up = context.bus.catch_up
     context.metrics.registry.register(ProviderCollector(context.providers, context.breakers))
     listeners: list[Callable[[Change], None]] = [
         context.tokens.on_change,

@@ -160,6 +160,7 @@ def _asked_from_here(context: Context, request: web.Request) -> bool:
 
 
 def _summary(context: Context) -> Health:
+    context.bus.catch_up()
     return {
         "uptime_seconds": _uptime(context),
         "request_count": context.metrics.calls,

@@ -26,20 +26,27 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+class Ready(logging.LogRecord):
+    """A record that formats as the text which it is given, for who makes lines at less cost than the logging module."""
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, logging.INFO, "", 0, text, None, None)
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": to_rfc3339(round(record.created * 1000)),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **_facts(record),
-        }
+        if isinstance(record, Ready):
+            return str(record.msg)
+        facts = _facts(record)
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return redact(_as_json(line))
+            facts["traceback"] = self.formatException(record.exc_info)
+        return redact(self.line(round(record.created * 1000), record.levelname, record.name, record.getMessage(), facts))
+
+    def line(self, ms: int, level: str, logger: str, message: str, facts: dict[str, Any]) -> str:
+        """One line; secrets in its message and facts are the caller's business."""
+        return _as_json({"time": to_rfc3339(ms), "level": level.lower(), "logger": logger, "message": message, **facts})
 
 
 def _as_json(line: dict[str, Any]) -> str:
@@ -54,11 +61,17 @@ class TextFormatter(logging.Formatter):
     """A line for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
-        line = f"{to_rfc3339(round(record.created * 1000))} {record.levelname:7} {record.getMessage()} {facts}".rstrip()
-        # What clients send must neither forge a line nor steer a terminal.
-        line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in redact(line))
+        if isinstance(record, Ready):
+            return str(record.msg)
+        line = self.line(round(record.created * 1000), record.levelname, record.name, record.getMessage(), _facts(record))
         return f"{line}\n{redact(self.formatException(record.exc_info))}" if record.exc_info else line
+
+    def line(self, ms: int, level: str, logger: str, message: str, facts: dict[str, Any]) -> str:
+        """One line, without secrets."""
+        told = " ".join(f"{name}={value}" for name, value in facts.items())
+        line = f"{to_rfc3339(ms)} {level:7} {message} {told}".rstrip()
+        # What clients send must neither forge a line nor steer a terminal.
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in redact(line))
 
 
 def configure(settings: Settings) -> logging.Handler:

@@ -1,6 +1,7 @@
 """What the process shares: opened whole or not at all, closed without a trace, told of revocations."""
 
 import asyncio
+import dataclasses
 import logging
 import pathlib
 import threading
@@ -19,6 +20,8 @@ from llm_proxy.acts import tokens as token_acts
 from llm_proxy.context import Context, open_context, read_profiles
 from llm_proxy.db import NO_PARAMS, Database, Params, Row, open_database
 from llm_proxy.errors import ApiError, DatabaseUnavailable, SettingsError, StartError
+from llm_proxy.events import Event
+from llm_proxy.history import SPANS, History
 from llm_proxy.providers.profile_file import packaged_path
 from llm_proxy.settings import Settings
 
@@ -107,6 +110,19 @@ async def test_what_was_counted_and_leased_is_written_at_the_close(settings: Set
     async with open_database(settings) as database:
         stored = [await tokens.get(database, token.id) for token in (free, limited)]
     assert [token and token.request_count for token in stored] == [40, 40]
+
+
+@on_one
+async def test_the_last_call_is_in_log_usage_and_metrics_at_the_close(settings: Settings, tmp_path: pathlib.Path) -> None:
+    log = tmp_path / "log"
+    async with open_context(dataclasses.replace(settings, log_file=str(log), log_level="info")) as opened:
+        opened.bus.publish(Event("the-last", None, None, None, "POST", "/v1/chat/completions"))
+        assert opened.metrics.total(opened.metrics.requests) == 1
+        assert (await opened.history.totals(SPANS["1h"]))[""].calls == 1
+        opened.bus.publish(Event("the-very-last", None, None, None, "POST", "/v1/chat/completions"))
+    assert '"request_id":"the-last"' in log.read_text() and '"request_id":"the-very-last"' in log.read_text()
+    async with open_database(settings) as database:
+        assert (await History(database, lambda _: None, 0).totals(SPANS["1h"]))[""].calls == 2
 
 
 @on_one

@@ -61,16 +61,16 @@ def test_events_are_published_to_the_log_and_to_every_sink() -> None:
 def test_the_series_of_a_provider_that_is_gone_go_with_it() -> None:
     metrics = Metrics()
     for provider in ("gone", "main"):
-        metrics.of(metrics.requests, "POST", "/v1/chat/completions", "m", provider, "200").inc()
-        metrics.of(metrics.tokens, "m", provider, "prompt").inc(3)
-        metrics.of(metrics.ttft, provider).observe(0.1)
-    metrics.of(metrics.refusals, "gone").inc()
+        metrics.requests.labels("POST", "/v1/chat/completions", "m", provider, "200").inc()
+        metrics.tokens.labels("m", provider, "prompt").inc(3)
+        metrics.ttft.labels(provider).observe(0.1)
+    metrics.refusals.labels("gone").inc()
     metrics.forget_providers(lambda label: label == "main")
     text = metrics.text().decode()
     assert 'provider="gone"' not in text
     assert text.count('provider="main"') > 3
     assert metrics.total(metrics.refusals) == 1
-    metrics.of(metrics.tokens, "m", "gone", "prompt").inc(1)
+    metrics.tokens.labels("m", "gone", "prompt").inc(1)
     assert metrics.total(metrics.tokens) == 4
 
 

@@ -55,6 +55,14 @@ def test_one_of_thousands_is_found() -> None:
     assert redact(f"a={live[0].reveal()} b={live[1500].reveal()} c={live[-1].reveal()}") == "a=**** b=**** c=****"
 
 
+def test_text_that_was_clean_is_searched_again_for_a_new_secret() -> None:
+    value = "clean." + secrets.token_hex(16)
+    assert redact(value) == redact(value) == value
+    secret = Secret(value)
+    assert redact(value) == "****"
+    assert secret
+
+
 def test_secret_of_a_dead_object_is_forgotten_in_time() -> None:
     value = "dead." + secrets.token_hex(16)
     Secret(value)

@@ -69,6 +69,7 @@ def _selectors(asked: Mapping[str, Any], *, shared: bool) -> dict[str, Any]:
 async def shown(context: Context) -> dict[str, Any]:
     """How the cache is doing, in all and by project: what is stored now, what was asked since this process started."""
     stats, counts = await context.cache.stats(), context.cache.counts
+    context.bus.catch_up()
     projects = [
         {"project_id": id or None, **_figures(stats.projects.get(id), counts.get(id, {}))}
         for id in sorted(stats.projects.keys() | counts.keys())

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -51,7 +51,7 @@ class HttpCache:
         self.shared = settings.http_cache_shared
         self.default_ttl = settings.http_cache_default_ttl
         self.max_object_bytes = settings.http_cache_max_object_bytes
-        self.counts: dict[str, Counter[str]] = {}
+        self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._store = store
         self._local = local
         self._fetches: dict[str, asyncio.Future[bool]] = {}
@@ -136,7 +136,7 @@ class HttpCache:
     def count(self, event: Counted) -> None:
         """Count a call for the statistics of its project."""
         if event.cache and event.project_id:
-            self.counts.setdefault(event.project_id, Counter())[event.cache] += 1
+            self.counts[event.project_id][event.cache] += 1
 
     async def stats(self) -> Stats:
         """How much is stored.

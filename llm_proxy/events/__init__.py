@@ -1,9 +1,9 @@
 """The record of one call."""
 
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from llm_proxy.clock import now_ms, to_rfc3339
+from llm_proxy.clock import now_ms
 from llm_proxy.ids import new_id
 from llm_proxy.usage import NO_USAGE, Usage
 
@@ -93,11 +93,3 @@ class Event:
     usage: Usage = NO_USAGE
     request_body: str | None = None
     reply_body: str | None = None
-
-
-def as_record(event: Event) -> dict[str, Any]:
-    """The event as our log writes it, without bodies, with orjson, which knows what to make of the usage."""
-    # Not `asdict`, whose deep copy would cost more than all the rest of the log line.
-    record = {**vars(event), "started_at": to_rfc3339(event.started_at), "usage_source": event.usage.source}
-    del record["request_body"], record["reply_body"]
-    return record

@@ -118,10 +118,12 @@ def document_of(payload: bytes) -> dict[str, Any]:
     event = orjson.loads(payload)
     if not isinstance(event, dict) or not isinstance(event.get("id"), str):
         raise ValueError("it is no event")
-    if isinstance(event.get("started_at"), int):
+    began = event.get("started_at")
+    if isinstance(began, int):
         # The log holds milliseconds: to write them out there would cost the call.
-        event["started_at"] = to_rfc3339(event["started_at"])
-    from_rfc3339("started_at", event.get("started_at"))
+        event["started_at"] = to_rfc3339(began)
+    else:
+        from_rfc3339("started_at", began)
     return event
 
 
@@ -253,7 +255,11 @@ class Dispatcher:
         judged = fates(list(events), verdicts, max(self._done, default=0), self._failures)
         before = len(self._done)
         for (sequence, event), verdict, fate in zip(events.items(), verdicts, judged, strict=True):
-            await self._record(sequence, event, verdict, fate)
+            if fate is Fate.DONE:
+                self._done.add(sequence)
+                self._stats.delivered += 1
+            else:
+                await self._record_failure(sequence, event, verdict, fate)
         progress = len(self._done) > before or len(events) < len(pending)
         await self._settle(entries)
         if Fate.WAITING not in judged:
@@ -315,11 +321,7 @@ class Dispatcher:
             return [Verdict("failed", f"{type(error).__name__}: {error}")] * len(events)
         return verdicts
 
-    async def _record(self, sequence: int, event: dict[str, Any], verdict: Verdict, fate: Fate) -> None:
-        if fate is Fate.DONE:
-            self._done.add(sequence)
-            self._stats.delivered += 1
-            return
+    async def _record_failure(self, sequence: int, event: dict[str, Any], verdict: Verdict, fate: Fate) -> None:
         self._stats.failed += 1
         if verdict.reason != "not tried":
             self._stats.last_error = verdict.reason

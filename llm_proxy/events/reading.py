@@ -1,6 +1,7 @@
 """Reading the log on behalf of one sink."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,9 +13,13 @@ from llm_proxy.events.spool import Spool
 FEW_ENDS = 3
 # A batch is read into memory; events with bodies are large.
 LARGEST_BATCH = 4 * 1024 * 1024
+# So many items are read at once for the batches to come, and so often the place of a sink is written down meanwhile: a thread and
+# the disk cost more than the events of a batch.
+READ_AHEAD = 1000
+SAVE_SECONDS = 0.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """One event of the log.
 
@@ -181,15 +186,39 @@ class SpoolSource:
 
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
+        # What was read and is not settled.
+        self._ahead: list[Item] = []
+        self._at_end = True
+        self._saved_at = 0.0
+        self._unsaved = False
 
     async def read(self, limit: int) -> list[Item]:
         """What comes next for the sink."""
-        return await asyncio.to_thread(self._reader.read, limit)
+        if len(self._ahead) < limit:
+            self._ahead = await asyncio.to_thread(self._read, max(limit, READ_AHEAD))
+        return self._ahead[:limit]
+
+    def _read(self, limit: int) -> list[Item]:
+        items = self._reader.read(limit)
+        self._at_end = len(items) < limit
+        if not items and self._unsaved:
+            self._save()
+        return items
 
     async def settle(self, count: int) -> None:
-        """The first items are done with. A disk that will not note it is tried again at the next."""
+        """The first items are done with. A disk that will not note it is tried again at the next.
+
+        While many follow each other, it is noted ten times a second: after a crash the sink gets again what came since.
+        """
         self._reader.settle(count)
-        await asyncio.to_thread(self._reader.save)
+        del self._ahead[:count]
+        self._unsaved = True
+        if (self._at_end and not self._ahead) or time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            await asyncio.to_thread(self._save)
+
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        self._unsaved = not self._reader.save()
 
     def backlog(self) -> Backlog:
         """What is left for the sink."""

@@ -38,20 +38,21 @@ def claimed_size(data: bytes) -> int:
     return HEAD_SIZE + length if 0 < length <= LARGEST_PAYLOAD else 0
 
 
-def decode(data: bytes, previous: int = 0) -> Iterator[Record]:
+def decode(data: bytes, previous: int = 0, offset: int = 0) -> Iterator[Record]:
     """The sound records from the beginning on, up to the first that is damaged, cut short or out of sequence.
 
     Args:
         previous: the sequence of the record before them, 0 when there is none.
+        offset: where the data begin.
     """
-    start = 0
-    while start + HEAD_SIZE <= len(data):
+    start, size = 0, len(data)
+    while start + HEAD_SIZE <= size:
         length, crc, sequence = _HEAD.unpack_from(data, start)
         end = start + HEAD_SIZE + length
-        if not 0 < length <= LARGEST_PAYLOAD or end > len(data) or (previous and sequence != previous + 1):
+        if not 0 < length <= LARGEST_PAYLOAD or end > size or (previous and sequence != previous + 1):
             return
         payload = data[start + HEAD_SIZE : end]
         if _crc32(payload, _crc32(_pack_covered(length, sequence))) != crc:
             return
-        yield Record(sequence, payload, end)
+        yield Record(sequence, payload, offset + end)
         start, previous = end, sequence

@@ -57,9 +57,9 @@ def records_of(disk: Disk, path: Path, offset: int, end: int) -> Iterator[Record
     while offset < end:
         data = disk.read(path, offset, min(size, end - offset))
         used = 0
-        for record in decode(data, previous):
-            previous, used = record.sequence, record.end
-            yield record._replace(end=offset + used)
+        for record in decode(data, previous, offset):
+            previous, used = record.sequence, record.end - offset
+            yield record
         offset += used
         # A record that is larger than a chunk is read by itself.
         claimed = CHUNK if used else claimed_size(data)

@@ -72,10 +72,18 @@ class History:
     Args:
         lost: told how many calls are lost.
         retention_days: 0 keeps everything.
+        catch_up: has `count` called with the events that it lacks.
     """
 
-    def __init__(self, database: Database, lost: Callable[[int], None], retention_days: int) -> None:
+    def __init__(
+        self,
+        database: Database,
+        lost: Callable[[int], None],
+        retention_days: int,
+        catch_up: Callable[[], None] = lambda: None,
+    ) -> None:
         self._database = database
+        self._catch_up = catch_up
         self._pending = Pending(lost)
         self._retention_ms = retention_days * DAY_MS
         # While rows are on their way, nobody could say whether they are in the table yet.
@@ -93,6 +101,7 @@ class History:
 
     async def _settle(self) -> None:
         async with self._writing:
+            self._catch_up()
             rows = list(self._pending.take().items())
             try:
                 while rows:
@@ -142,6 +151,7 @@ class History:
         """The figures of each group that has calls, what this process has not written yet included."""
         sums: dict[Group, list[int]] = {}
         names: set[str] = set()
+        self._catch_up()
         for part in await self._slices(question):
             async with self._writing:
                 found = await table.select(self._database, question, part)
@@ -198,8 +208,8 @@ def _merge(sums: dict[Group, list[int]], names: set[str], found: Iterable[tuple[
 @asynccontextmanager
 async def open_history(database: Database, bus: Bus, lost: Callable[[int], None], retention_days: int) -> AsyncIterator[History]:
     """Count the calls of the bus while the block runs, write the rest at its end."""
-    history, tasks = History(database, lost, retention_days), Tasks()
-    bus.read_by(history.count)
+    history, tasks = History(database, lost, retention_days, bus.catch_up), Tasks()
+    bus.read_late_by(history.count)
     tasks.start("usage history", history.flush())
     tasks.start("retention of the usage history", history.expire())
     try:

@@ -244,6 +244,7 @@ class ProviderCache:
 
     Attributes:
         pooled_ids: the ids of the shared pool as it was last read.
+        version: another one whenever what is known here changes.
     """
 
     def __init__(
@@ -257,7 +258,7 @@ class ProviderCache:
         self._known: dict[str | None, list[Provider] | None] = {}
         self._pooled: list[Provider] = []
         self.pooled_ids = frozenset(one.id for one in self._pool)
-        self._generation = 0
+        self._generation = self.version = 0
         self._reported: set[tuple[str, str]] = set()
 
     async def of_project(self, project_id: str) -> list[Provider]:
@@ -275,6 +276,7 @@ class ProviderCache:
         usable = [provider for provider in found if provider.is_enabled and self._is_sound(provider)] if found else None
         if generation == self._generation:
             self._known[project_id] = usable
+            self.version += 1
             if project_id is None:
                 self._pooled = found
                 self.pooled_ids = frozenset(one.id for one in self.pooled)
@@ -314,6 +316,7 @@ class ProviderCache:
 
     def on_change(self, change: Change) -> None:
         """Forget what a change made stale; a read under way must not put it back."""
+        self.version += 1
         if change.kind in ("everything", "reload"):
             self._generation += 1
             self._known.clear()

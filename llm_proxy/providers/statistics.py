@@ -19,6 +19,8 @@ NO_PROVIDER = NO_MODEL = "none"
 OTHER_MODEL = "other"
 # Each model multiplies the series; those that come later are `other`.
 MOST_MODELS = 200
+# Labels that need not be looked for again while the providers stay the same.
+MOST_REMEMBERED = 1000
 MOST_SHOWN = 200
 
 
@@ -36,6 +38,8 @@ class KnownLabels:
         self._providers = providers
         self._suffix = suffix
         self._models: set[str] = set()
+        self._labels: dict[tuple[str | None, str], str] = {}
+        self._version = 0
 
     def provider(self, id: str | None, kind: str | None) -> str:
         """The label of a provider, by its id and its profile."""
@@ -47,6 +51,15 @@ class KnownLabels:
         """The label of a model that a client named."""
         if not model:
             return NO_MODEL
+        if self._version != self._providers.version or len(self._labels) >= MOST_REMEMBERED:
+            self._version = self._providers.version
+            self._labels.clear()
+        label = self._labels.get((project_id, model))
+        if label is None:
+            label = self._labels[(project_id, model)] = self._model(project_id, model)
+        return label
+
+    def _model(self, project_id: str | None, model: str) -> str:
         name = without_suffix(model, self._suffix)
         if name in self._models:
             return name

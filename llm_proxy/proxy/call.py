@@ -32,8 +32,11 @@ _MOST_KEPT = 400
 
 def shown(text: str | None) -> str | None:
     """Text of others as an event may hold it: bounded, without credentials, writable as UTF-8; None when it is empty."""
+    if not text:
+        return None
     # Credentials go first: one that the cut went through would not be known as one.
-    return redact(text[: 2 * _MOST_KEPT])[:_MOST_KEPT].encode("utf-8", "replace").decode() if text else None
+    kept = redact(text[: 2 * _MOST_KEPT])[:_MOST_KEPT]
+    return kept if kept.isascii() else kept.encode("utf-8", "replace").decode()
 
 
 class Route(NamedTuple):
@@ -120,14 +123,15 @@ class Call:
         self.reply = Reply(request)
         self.body = Body()
         self.timings: list[tuple[str, float]] = []
-        self.request_id = valid_request_id(request.headers.get("X-Request-ID")) or new_id()
+        asked_id = valid_request_id(request.headers.get("X-Request-ID"))
+        self.request_id = asked_id or new_id()
         self.correlation_id = valid_request_id(request.headers.get("X-Correlation-ID"))
         self.event = Event(
-            request_id=shown(self.request_id) or "",
+            request_id=shown(asked_id) or self.request_id,
             correlation_id=shown(self.correlation_id),
             client_ip=peer.address,
             user_agent=shown(request.headers.get(hdrs.USER_AGENT)),
-            method=request.method,
+            method=shown(request.method) or "",
             path=shown(self.target.path) or "",
         )
 

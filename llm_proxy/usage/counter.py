@@ -203,9 +203,9 @@ class Counter:
         except Uncountable:
             self.drop()
         except BaseException as error:
-            # A tokenizer that panics raises what is no Exception.
-            self.drop()
+            # A tokenizer that panics raises what is no Exception. Said before the call goes on without the count.
             self._counting.complain(error)
+            self.drop()
         if self._ended:
             self._ended.set_result(None)
 

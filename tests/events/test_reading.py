@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from llm_proxy.events import reading
 from llm_proxy.events.reading import LARGEST_BATCH, Backlog, Entry, Gap, Reader, SpoolSource
 from llm_proxy.events.records import HEAD_SIZE
 from llm_proxy.events.spool import Spool
@@ -73,3 +74,52 @@ async def test_a_source_settles_on_the_disk(spool: Spool) -> None:
     await source.settle(2)
     assert spool.cursors["file"].saved == 2
     assert source.backlog() == Backlog(0, 0)
+
+
+async def test_a_source_has_the_next_batches_in_memory(spool: Spool) -> None:
+    fill(spool, *[bytes([65 + number]) for number in range(5)])
+    source = SpoolSource(Reader(spool, "file"))
+    assert [item.sequence for item in await source.read(2) if isinstance(item, Entry)] == [1, 2]
+    for segment in spool.segments():
+        segment.path.unlink()
+    assert await source.read(2) == [Entry(1, b"A"), Entry(2, b"B")]
+    await source.settle(1)
+    assert await source.read(2) == [Entry(2, b"B"), Entry(3, b"C")]
+    assert source.backlog().count == 4
+
+
+async def test_what_came_since_is_read_when_the_memory_has_less_than_a_batch(spool: Spool) -> None:
+    fill(spool, b"a", b"b")
+    source = SpoolSource(Reader(spool, "file"))
+    await source.read(2)
+    await source.settle(1)
+    fill(spool, b"c")
+    assert await source.read(2) == [Entry(2, b"b"), Entry(3, b"c")]
+
+
+async def test_the_place_of_a_sink_is_noted_now_and_then_and_at_the_end(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(spool, b"a", b"b", b"c", b"d")
+    cursor, source = spool.cursors["file"], SpoolSource(Reader(spool, "file"))
+    await source.read(1)
+    await source.settle(1)
+    assert cursor.saved == 1
+    monkeypatch.setattr(reading, "SAVE_SECONDS", 1e9)
+    await source.settle(1)
+    await source.settle(1)
+    assert (cursor.position, cursor.saved) == (3, 1)
+    await source.settle(1)
+    assert cursor.saved == 4
+
+
+async def test_the_place_is_noted_where_the_end_shows_only_at_the_next_reading(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "SAVE_SECONDS", 1e9)
+    monkeypatch.setattr(reading, "READ_AHEAD", 2)
+    fill(spool, b"a", b"b")
+    cursor, source = spool.cursors["file"], SpoolSource(Reader(spool, "file"))
+    await source.read(2)
+    await source.settle(2)
+    assert cursor.saved == 0
+    assert await source.read(2) == []
+    assert cursor.saved == 2

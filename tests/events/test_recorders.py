@@ -1,13 +1,23 @@
 """Each event is one line in the log and one call in the metrics."""
 
+import asyncio
+import contextlib
+import json
 import logging
+import pathlib
+import secrets
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from stage.house import settings_for
 
+from llm_proxy import logs
 from llm_proxy.events import Event
-from llm_proxy.events.recorders import log_call, measure
+from llm_proxy.events.bus import Bus
+from llm_proxy.events.recorders import CallLog, measure
 from llm_proxy.metrics import Metrics
+from llm_proxy.secret import Secret
 from llm_proxy.usage import Usage
 
 
@@ -35,20 +45,98 @@ class Known:
         return model if model in self.models else "other" if model else "none"
 
 
-def test_line_tells_what_became_of_the_call(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "llm_proxy.calls")
-    log_call(new_event(duration=0.123456789, first_byte=None, usage=Usage(prompt_tokens=3)))
-    [record] = caplog.records
-    assert (record.levelno, record.getMessage()) == (logging.INFO, "POST /v1/chat/completions 200 completed")
-    facts = record.__dict__["facts"]
-    assert (facts["request_id"], facts["correlation_id"], facts["duration"]) == ("r1", "c1", 0.123457)
-    assert "first_byte" not in facts
+class Written:
+    """The process's log as it stands in its file, with a bus whose calls go there."""
+
+    def __init__(self, path: pathlib.Path, handler: logging.Handler) -> None:
+        self.path, self.bus = path, Bus()
+        calls = CallLog(handler, self.bus.catch_up)
+        self.bus.read_late_by(calls.add, calls.write)
+
+    def add(self, event: Event) -> None:
+        """Have a call logged at once."""
+        self.bus.publish(event)
+        self.bus.catch_up()
+
+    @property
+    def text(self) -> str:
+        return self.path.read_text()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
 
 
-def test_line_of_a_client_that_got_no_status_has_a_dash(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "llm_proxy.calls")
-    log_call(new_event(status=0, outcome="client_gone"))
-    assert caplog.messages == ["POST /v1/chat/completions - client_gone"]
+@contextlib.contextmanager
+def open_log(tmp_path: pathlib.Path, **given: str) -> Iterator[Written]:
+    handler = logs.configure(settings_for(tmp_path, LOG_FILE=str(tmp_path / "log"), **given))
+    try:
+        yield Written(tmp_path / "log", handler)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+async def test_line_tells_what_became_of_the_call(tmp_path: pathlib.Path) -> None:
+    usage = Usage(prompt_tokens=3)
+    with open_log(tmp_path) as written:
+        written.add(new_event(started_at=1_795_251_277_120, duration=1.123456789, usage=usage, request_body="asked"))
+        [line] = written.lines
+    assert (line["level"], line["logger"], line["time"]) == ("info", "llm_proxy.calls", "2026-11-21T08:54:38.243Z")
+    assert line["message"] == "POST /v1/chat/completions 200 completed"
+    assert (line["request_id"], line["correlation_id"], line["duration"]) == ("r1", "c1", 1.123457)
+    assert (line["started_at"], line["usage"]["prompt_tokens"], line["usage_source"]) == ("2026-11-21T08:54:37.120Z", 3, "none")
+    assert not {"first_byte", "request_body", "reply_body"} & line.keys()
+
+
+async def test_line_of_a_client_that_got_no_status_has_a_dash(tmp_path: pathlib.Path) -> None:
+    with open_log(tmp_path, LOG_FORMAT="text") as written:
+        written.add(new_event(status=0, outcome="client_gone"))
+        assert "Z INFO    POST /v1/chat/completions - client_gone request_id=r1 correlation_id=c1 " in written.text
+
+
+async def test_other_records_go_behind_the_lines_that_wait(tmp_path: pathlib.Path) -> None:
+    with open_log(tmp_path) as written:
+        written.bus.publish(new_event())
+        written.bus.publish(new_event())
+        assert written.text == ""
+        logging.getLogger("llm_proxy.test").error("trouble")
+        assert [line["message"] for line in written.lines] == ["POST /v1/chat/completions 200 completed"] * 2 + ["trouble"]
+
+
+async def test_a_thread_may_log_while_lines_wait(tmp_path: pathlib.Path) -> None:
+    with open_log(tmp_path) as written:
+        written.bus.publish(new_event())
+        await asyncio.to_thread(logging.getLogger("llm_proxy.test").error, "trouble")
+        assert [line["message"] for line in written.lines] == ["trouble"], "what calls come to belongs to the event loop"
+        written.bus.catch_up()
+        assert len(written.lines) == 2
+
+
+async def test_a_file_that_was_rotated_away_is_opened_anew(tmp_path: pathlib.Path) -> None:
+    with open_log(tmp_path) as written:
+        for name in ("one", "two"):
+            written.add(new_event(path=name))
+            written.path.rename(tmp_path / name)
+        assert ["one" in (tmp_path / "one").read_text(), "two" in (tmp_path / "two").read_text()] == [True, True]
+
+
+async def test_no_line_below_the_level(tmp_path: pathlib.Path) -> None:
+    with open_log(tmp_path, LOG_LEVEL="warning") as written:
+        written.add(new_event())
+        assert written.text == ""
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+@pytest.mark.parametrize("field", ["method", "project_name", "token_name", "client_ip", "provider_type", "endpoint"])
+async def test_no_secret_is_written_that_was_not_masked_before(tmp_path: pathlib.Path, field: str, format: str) -> None:
+    text = f"of-{secrets.token_hex(8)}"
+    event = new_event(**{field: text})
+    with open_log(tmp_path, LOG_FORMAT=format) as written:
+        written.add(event)
+        secret = Secret(text)
+        written.add(event)
+        assert secret and [text in line for line in written.text.splitlines()] == [True, False]
 
 
 def test_call_is_counted_once_with_its_durations_and_tokens() -> None:

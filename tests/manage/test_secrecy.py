@@ -8,7 +8,7 @@ from stage.calls import call
 from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN, open_house, settings_for
 from stage.management import managing
 
-from llm_proxy.events import as_record
+from llm_proxy.events.recorders import facts_of
 
 KEYS = ("sk-secret-first-0123456789abcdef", "sk-secret-second-0123456789abcd", "sk-secret-third-0123456789abcde")
 METRICS_TOKEN = "metrics-token-that-is-long-enough-for-anyone"
@@ -52,7 +52,7 @@ async def test_no_secret_stays_in_answers_database_log_audit_or_metrics(tmp_path
         assert (await call(client, house, token["token"]))[0] == 401
         for listed in ("/manage/projects", path, "/manage/tokens", "/manage/audit?limit=200"):
             await ask("GET", listed)
-        seen += [(await api.ask("GET", "/metrics", token=METRICS_TOKEN)).text, *(str(as_record(event)) for event in house.events)]
+        seen += [(await api.ask("GET", "/metrics", token=METRICS_TOKEN)).text, *(str(facts_of(event)) for event in house.events)]
     kept = contents(tmp_path)
     assert {"house.db", "log", "audit"} <= set(kept)
     # An id that is not there is said back to who asked, and to nobody else.

@@ -19,7 +19,8 @@ from stage.scripts import holds, in_turn, resets, sends
 
 from llm_proxy.acts import providers
 from llm_proxy.errors import ApiError
-from llm_proxy.events import Event, as_record
+from llm_proxy.events import Event
+from llm_proxy.events.recorders import facts_of
 from llm_proxy.proxy.call import shown
 from llm_proxy.proxy.tee import Tee
 
@@ -157,7 +158,7 @@ async def test_bytes_that_are_no_text_spoil_no_event(house: House, provider: Scr
     await ask(house.url, call(token))
     assert [(event.status, event.code) for event in house.events] == [(400, "invalid_header"), (200, None)]
     for event in house.events:
-        assert orjson.loads(orjson.dumps(as_record(event)))["id"] == event.id
+        assert orjson.loads(orjson.dumps(facts_of(event)))["id"] == event.id
 
 
 @contextmanager

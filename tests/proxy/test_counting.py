@@ -248,7 +248,7 @@ async def test_log_and_metrics_show_who_counted(
     provider.script = streams(HELLO)
     await ask(house.url, call(await house.token_for(provider.url), body=STREAM))
     await event_of(house)
-    [line] = [record for record in caplog.records if record.name == "llm_proxy.calls"]
-    facts = vars(line)["facts"]
-    assert (facts["usage_source"], facts["usage"].completion_tokens) == ("counted", 2)
+    house.context.bus.catch_up()
+    [line] = [orjson.loads(record.message) for record in caplog.records if record.name == "llm_proxy.calls"]
+    assert (line["usage_source"], line["usage"]["completion_tokens"]) == ("counted", 2)
     assert house.context.metrics.total(house.context.metrics.tokens) == PROMPT + 2

@@ -109,9 +109,11 @@ async def test_a_hit_is_told_of_without_tokens(
     assert (hit.outcome, hit.cache, hit.status, hit.provider, hit.attempts) == ("cached", "hit", 200, None, 0)
     assert (hit.usage.total_tokens, hit.usage.source, hit.model, hit.first_byte) == (0, "none", "gpt-4o", None)
     assert hit.reply_bytes == first.reply_bytes and hit.endpoint == CHAT and hit.project_id == tenant.project
-    lines = [record for record in caplog.records if record.name == "llm_proxy.calls"]
-    assert [line.facts["cache"] for line in lines] == ["stored", "hit", "hit"]  # type: ignore[attr-defined]
-    assert lines[2].message == f"POST {CHAT} 200 cached"
+    house.context.bus.catch_up()
+    written = "\n".join(record.message for record in caplog.records if record.name == "llm_proxy.calls")
+    lines = [orjson.loads(line) for line in written.splitlines()]
+    assert [line["cache"] for line in lines] == ["stored", "hit", "hit"]
+    assert lines[2]["message"] == f"POST {CHAT} 200 cached"
     async with managing(house) as operator:
         summary = await operator.done("GET", "/metrics", headers={"Accept": "application/json"})
     found = {name: summary[name] for name in ("request_count", "cache_hits", "cache_misses", "cache_bypass", "cache_stores")}
