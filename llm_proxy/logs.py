@@ -54,7 +54,8 @@ def _as_json(line: dict[str, Any]) -> str:
         return orjson.dumps(line, default=str).decode()
     except TypeError:
         # Half a surrogate pair, or a number beyond 64 bits: the line must not be lost for it.
-        return json.dumps(line, default=str, ensure_ascii=False, skipkeys=True)
+        text = json.dumps(line, default=str, ensure_ascii=False, skipkeys=True)
+        return text.encode("utf-8", "backslashreplace").decode()
 
 
 class TextFormatter(logging.Formatter):
