@@ -18,6 +18,7 @@ from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
 from llm_proxy.db.timed import TimedDatabase
+from llm_proxy.deadlines import Deadlines
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
@@ -81,6 +82,7 @@ class Context:
     events: Pipeline
     history: History
     running: RunningCalls
+    deadlines: Deadlines
     upstream: Upstream
     redis: Redis | None
     cache: HttpCache
@@ -193,6 +195,12 @@ def _known_limits(settings: Settings) -> KnownLimits:
     )
 
 
+def _deadlines(stack: AsyncExitStack) -> Deadlines:
+    deadlines = Deadlines()
+    stack.callback(deadlines.close)
+    return deadlines
+
+
 def _audit_log(settings: Settings, database: Database) -> AuditLog:
     return AuditLog(
         database,
@@ -257,6 +265,7 @@ async def open_context(
             events=events,
             history=await _open_history(stack, settings, database, bus, metrics),
             running=RunningCalls(),
+            deadlines=_deadlines(stack),
             upstream=upstream,
             redis=redis,
             cache=cache,

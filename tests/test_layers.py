@@ -27,6 +27,7 @@ FLOORS = (
         "grammar",
         "peers",
         "tasks",
+        "deadlines",
         "redis_client",
         "failures",
         "spreadsheet",

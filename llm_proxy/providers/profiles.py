@@ -65,7 +65,10 @@ class Timeouts:
 
 
 def _first(table: Mapping[str, T], path: str, otherwise: T) -> T:
-    return next((value for pattern, value in table.items() if matches(pattern, path)), otherwise)
+    for pattern, value in table.items():
+        if matches_any((pattern,), path):
+            return value
+    return otherwise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from llm_proxy.context import Context
+from llm_proxy.deadlines import Deadline
 from llm_proxy.errors import ApiError, UpstreamError
 from llm_proxy.events import Event
 from llm_proxy.grammar import Target, path_of
@@ -107,7 +108,7 @@ class Call:
         self.replayed: Tee | None = None
         self.counter: Counter | None = None
         self.end_error: ApiError | None = None
-        self.deadline: asyncio.Timeout | None = None
+        self.deadline: Deadline | None = None
         self.timings: list[tuple[str, float]] = []
         self._took_request = False
         self._asked_limits = False
@@ -212,7 +213,7 @@ class Call:
         total: dict[str, float] = {}
         for name, seconds in self.timings:
             total[name] = total.get(name, 0.0) + seconds
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in total.items()).encode()
+        return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in total.items()]).encode()
 
     def sent(self) -> None:
         """The request is handed to the provider's connection, so it counts from now on."""
