@@ -19,6 +19,7 @@ from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
 from llm_proxy.db import Database, open_database
 from llm_proxy.db.timed import TimedDatabase
+from llm_proxy.deadlines import Deadlines
 from llm_proxy.errors import DatabaseUnavailable, Overtaken, SettingsError
 from llm_proxy.events.bus import Bus
 from llm_proxy.events.pipeline import Pipeline, open_pipeline
@@ -46,7 +47,7 @@ from llm_proxy.running import RunningCalls
 from llm_proxy.sessions import Session, Sessions
 from llm_proxy.settings import Settings
 from llm_proxy.tasks import Tasks
-from llm_proxy.tokens import TokenCache
+from llm_proxy.token_cache import TokenCache
 from llm_proxy.tokens import get as get_token
 from llm_proxy.upstream import Upstream, open_upstream
 from llm_proxy.usage.counter import Counting
@@ -84,6 +85,7 @@ class Context:
     recent: RecentEvents
     history: History
     running: RunningCalls
+    deadlines: Deadlines
     upstream: Upstream
     redis: Redis | None
     cache: HttpCache
@@ -158,15 +160,15 @@ def _reader(settings: Settings, profiles: Profiles | Callable[[], Profiles] | No
     return (lambda: profiles) if isinstance(profiles, Profiles) else profiles
 
 
-def _open_logs(stack: AsyncExitStack, settings: Settings, bus: Bus) -> CallLog:
+def _open_logs(stack: AsyncExitStack, settings: Settings, bus: Bus) -> None:
     handler = logs.configure(settings)
     stack.callback(handler.close)
     stack.callback(logging.getLogger().removeHandler, handler)
     stack.callback(bus.catch_up)
     calls = CallLog(handler, bus.catch_up)
+    bus.read_late_by(calls.add, calls.write)
     for warning in settings.warnings:
         log.warning("settings: %s", warning)
-    return calls
 
 
 async def _open_redis(stack: AsyncExitStack, settings: Settings) -> Redis | None:
@@ -210,6 +212,12 @@ def _known_limits(settings: Settings) -> KnownLimits:
     )
 
 
+def _deadlines(stack: AsyncExitStack) -> Deadlines:
+    deadlines = Deadlines()
+    stack.callback(deadlines.close)
+    return deadlines
+
+
 def _audit_log(settings: Settings, database: Database) -> AuditLog:
     return AuditLog(
         database,
@@ -240,18 +248,16 @@ async def open_context(
         StartError: something cannot be opened; the text says what to do.
     """
     async with AsyncExitStack() as stack:
-        bus = Bus()
-        calls = _open_logs(stack, settings, bus)
+        tasks, bus, metrics, counting = Tasks(), Bus(), Metrics(), Counting()
+        _open_logs(stack, settings, bus)
         live = LiveProfiles(_reader(settings, profiles))
         trusted = parse_networks(settings.trusted_proxies)
-        tasks, metrics, counting = Tasks(), Metrics(), Counting()
         database = TimedDatabase(await stack.enter_async_context(open_database(settings)), metrics.db_query.observe)
         vault = Vault(settings.encryption_key)
         upstream = await stack.enter_async_context(open_upstream(settings))
         redis = await _open_redis(stack, settings)
         stack.callback(counting.close)
         cache = await stack.enter_async_context(open_cache(settings, redis, metrics.cache_switched))
-        bus.read_late_by(calls.add, calls.write)
         bus.read_late_by(cache.count)
         events = await stack.enter_async_context(open_pipeline(settings, bus, metrics, redis))
         limiter = await _open_limiter(stack, settings, redis, metrics)
@@ -276,6 +282,7 @@ async def open_context(
             recent=_open_recent(settings, bus),
             history=await _open_history(stack, settings, database, bus, metrics),
             running=RunningCalls(),
+            deadlines=_deadlines(stack),
             upstream=upstream,
             redis=redis,
             cache=cache,

@@ -37,9 +37,18 @@ class EventSplitter:
 
     def feed(self, chunk: bytes) -> list[tuple[bytes, bytes]]:
         """Takes bytes; gives name (empty when the stream names none) and data of each event they complete."""
-        if self._is_one_plain_event(chunk):
-            self._started, self._after_cr = True, False
-            return [(b"", chunk[6:-2])]
+        # Whole events of one `data: ...` each with two LFs, as most are, which takes a third of the time.
+        if (
+            self._after_blank
+            and chunk.startswith(b"data: ")
+            and chunk.endswith(b"\n\n")
+            and b"\r" not in chunk
+            and len(chunk) <= LARGEST_EVENT
+        ):
+            plain = chunk[6:-2].split(b"\n\ndata: ")
+            if chunk.count(b"\n") == 2 * len(plain):
+                self._started, self._after_cr = True, False
+                return [(b"", data) for data in plain]
         events: list[tuple[bytes, bytes]] = []
         lines, rest = self._cut(chunk)
         for line in lines:
@@ -53,17 +62,6 @@ class EventSplitter:
         if rest:
             self._wait(rest)
         return events
-
-    def _is_one_plain_event(self, chunk: bytes) -> bool:
-        """Whether the chunk is just `data: ...` with two LFs, as most are, which takes a third of the time."""
-        return (
-            self._after_blank
-            and chunk.startswith(b"data: ")
-            and chunk.endswith(b"\n\n")
-            and chunk.find(b"\n") == len(chunk) - 2
-            and b"\r" not in chunk
-            and len(chunk) <= LARGEST_EVENT
-        )
 
     def _cut(self, chunk: bytes) -> tuple[list[bytes], bytes]:
         """The lines that the chunk completes, without their ends, with the rest of it that completes none."""

@@ -189,11 +189,12 @@ def request_of(provider: Provider, profile: Profile, ask: Ask, seconds: float) -
     base = provider.api_base or profile.base_url
     path = ask.path.removeprefix("/v1") if base.endswith("/v1") else ask.path
     auth, body = profile.at(ask.path).auth, orjson.dumps(ask.body) if ask.body is not None else None
-    headers = [*profile.default_headers.items(), (auth.header, auth.value(provider.api_key.reveal()))]
+    given = [*profile.default_headers.items(), (auth.header, auth.value(provider.api_key.reveal()))]
+    headers = [(name.encode(), value.encode()) for name, value in given]
     return Request(
         method=ask.method,
         url=base + path + _query(profile, provider, ask.path),
-        headers=[*headers, ("Content-Type", "application/json")] if body else headers,
+        headers=[*headers, (b"Content-Type", b"application/json")] if body else headers,
         body=body,
         length=None if body is None else len(body),
         profile=profile,

@@ -76,7 +76,7 @@ class Question:
         return Request(
             "POST",
             self.url + self.path,
-            [*self._headers(self.token.reveal()).items()],
+            [(name.encode(), value.encode()) for name, value in self._headers(self.token.reveal()).items()],
             self.body,
             len(self.body),
             PROFILE,

@@ -46,7 +46,6 @@ _IN_304 = frozenset(
 _DESCRIBING = frozenset(b"content-type content-encoding content-language content-range content-md5 etag last-modified".split())
 _CONDITIONS = frozenset({b"if-none-match", b"if-modified-since"})
 _ASKED = _CONDITIONS | {b"cache-control", b"pragma", b"range", b"if-range", b"if-match", b"if-unmodified-since"}
-_ASKED_INITIALS = frozenset(initial for name in _ASKED for initial in (name[:1], name[:1].upper()))
 
 
 def primary_key(partition: str, method: str, path: str, query: str | None, body_hash: bytes | None = None) -> str:
@@ -72,8 +71,7 @@ def read_request(method: str, headers: RawHeaders, *, post_listed: bool = False)
     """
     asked: dict[bytes, str] = {}
     for field, value in headers:
-        # Most headers are none of these, which their first letter says: a look at it costs less than the name in lower case.
-        if field[:1] in _ASKED_INITIALS and (name := field.lower()) in _ASKED:
+        if (name := field.lower()) in _ASKED:
             text = value.decode("latin-1").strip(" \t")
             asked[name] = f"{asked[name]}, {text}" if name in asked else text
     if not asked:

@@ -69,7 +69,8 @@ class Attempt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.abandoned()
+        if not self._settled:
+            self.abandoned()
 
     def answered(self, status: int, retry_after: str = "", now: float | None = None) -> None:
         """The head of an answer came; what breaks off later had worked until then.
@@ -87,8 +88,9 @@ class Attempt:
             self._settle(lambda _: self._breaker._asked_to_pause(self, pause))
         elif status >= 500:
             self.failed(f"the provider answered {status}")
-        else:
-            self.succeeded()
+        elif not self._settled:
+            self._settled = True
+            self._breaker._worked(self, self._breaker._take_back_probe(self))
 
     def succeeded(self) -> None:
         """The provider works."""
@@ -158,7 +160,8 @@ class Breaker:
 
     def admits(self) -> bool:
         """Whether it lets a call through now."""
-        return self.retry_after == 0
+        # One that never had trouble, or is over it, needs no clock for that.
+        return (self._open_until is None and not self._cool_until and self._probe is None) or self.retry_after == 0
 
     @property
     def answers(self) -> bool:
@@ -199,7 +202,7 @@ class Breaker:
             self._doublings = 0
         if was_probe:
             self._close("a probe went well")
-        elif self._counts(attempt):
+        elif self._open_until is None and attempt.era == self._era:
             self._streak = 0
             self._window.add(self._clock(), failed=False)
 

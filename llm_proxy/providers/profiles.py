@@ -82,7 +82,10 @@ _MOST_PLACES, _LONGEST_KNOWN = 1000, 100
 
 
 def _first(table: Mapping[str, T], path: str, otherwise: T) -> T:
-    return next((value for pattern, value in table.items() if matches(pattern, path)), otherwise)
+    for pattern, value in table.items():
+        if matches_any((pattern,), path):
+            return value
+    return otherwise
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from llm_proxy.proxy.renamed import with_clients_name
 from llm_proxy.upstream import Answer, Request, Upstream
 
 Place = contextlib.AbstractContextManager[None]
+UPSTREAM_REQUEST_IDS = frozenset({b"x-request-id", b"request-id"})
 NO_RETRY: Place = contextlib.nullcontext()
-UPSTREAM_REQUEST_IDS = (b"x-request-id", b"request-id")
 
 
 class Candidates:
@@ -41,6 +41,8 @@ class Candidates:
         Raises:
             UpstreamResting: every breaker is open.
         """
+        if len(self._routes) == 1 and self.breaker(self._routes[0]).admits():
+            return self._routes[0]
         chosen = self.admitted() or routing.choose(self._routes, lambda route: self.breaker(route).answers)
         if chosen is None:
             raise UpstreamResting(min(self.breaker(route).retry_after for route in self._routes))
@@ -63,11 +65,12 @@ async def open_answer(call: Call, routes: list[Route], turn: Turn) -> tuple[Rout
     """
     candidates = Candidates(call, routes)
     route, retry = candidates.first(), NO_RETRY
-    until = time.monotonic() + timeouts_of(call, route.profile).first_byte
+    timeouts = timeouts_of(call, route.profile)
+    until = time.monotonic() + timeouts.first_byte
     while True:
         began = time.perf_counter()
         with retry, candidates.breaker(route).begin() as attempt:
-            outcome = await _attempt(call, route, turn, attempt, until)
+            outcome = await _attempt(call, route, turn, attempt, timeouts)
         candidates.tried.append(route.id)
         failure = _failure(outcome)
         following = _next(call, candidates, failure, until) if failure else None
@@ -79,13 +82,12 @@ async def open_answer(call: Call, routes: list[Route], turn: Turn) -> tuple[Rout
         if not isinstance(outcome, UpstreamError):
             outcome.abort()
         route, retry = following
+        timeouts = _within(timeouts_of(call, route.profile), until - time.monotonic())
 
 
-async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until: float) -> Answer | UpstreamError:
+async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, timeouts: Timeouts) -> Answer | UpstreamError:
     event, began = call.event, time.perf_counter()
-    timeouts, is_first = timeouts_of(call, route.profile), not event.attempts
-    if not is_first:
-        timeouts = _within(timeouts, until - time.monotonic())
+    is_first = not event.attempts
     event.provider, event.provider_type, event.model_used = route.id, route.profile.name, None
     event.first_byte = event.upstream_request_id = None
     event.attempts += 1
@@ -104,12 +106,19 @@ async def _attempt(call: Call, route: Route, turn: Turn, attempt: Attempt, until
         event.connect = call.sent_at - began if call.sent_at else None
     _learn(attempt, answer)
     event.first_byte = time.perf_counter() - call.sent_at
-    event.upstream_request_id = shown(headers.first(answer.headers, UPSTREAM_REQUEST_IDS))
+    event.upstream_request_id = _request_id(answer)
     return answer
 
 
 def _learn(attempt: Attempt, answer: Answer) -> None:
-    attempt.answered(answer.status, headers.first(answer.headers, (b"retry-after",)) or "" if answer.status == 429 else "")
+    attempt.answered(answer.status, answer.fields.get(b"retry-after", b"").decode("latin-1") if answer.status == 429 else "")
+
+
+def _request_id(answer: Answer) -> str | None:
+    """The provider's own id of the call."""
+    if UPSTREAM_REQUEST_IDS.isdisjoint(answer.fields):
+        return None
+    return shown(headers.first(answer.headers, UPSTREAM_REQUEST_IDS))
 
 
 async def open_once(upstream: Upstream, request: Request, attempt: Attempt) -> Answer:
@@ -149,7 +158,7 @@ def _failure(outcome: Answer | UpstreamError) -> Failure | None:
         return Failure(sent=outcome.sent)
     if outcome.status < 400:
         return None
-    asks = (headers.first(outcome.headers, (b"x-should-retry",)) or "").lower() == "true"
+    asks = outcome.fields.get(b"x-should-retry", b"").lower() == b"true"
     return Failure(sent=True, status=outcome.status, should_retry=asks)
 
 

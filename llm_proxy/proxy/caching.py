@@ -3,10 +3,23 @@
 import asyncio
 import copy
 import dataclasses
+import functools
 import hashlib
 import time
 
-from llm_proxy.cache import Entry, Hit, Lookup, Miss, OnlyIfCachedMiss, Revalidate, StaleWhileRevalidate, Terms, fields, rules
+from llm_proxy.cache import (
+    Entry,
+    Hit,
+    Lookup,
+    Miss,
+    OnlyIfCachedMiss,
+    Revalidate,
+    StaleWhileRevalidate,
+    Terms,
+    Why,
+    fields,
+    rules,
+)
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import RawHeaders
 from llm_proxy.proxy.call import Call, Route
@@ -110,7 +123,7 @@ class Turn:
     async def _outcome(self, fetch: "asyncio.Future[bool]") -> bool:
         call = self._call
         try:
-            async with asyncio.timeout(PATIENCE) as call.deadline:
+            with call.context.deadlines.within(PATIENCE) as call.deadline:
                 call.check_ended()
                 with call.waiting():
                     return await asyncio.shield(fetch)
@@ -260,7 +273,9 @@ class Turn:
 
     def headers(self, entry: Entry | None = None) -> list[tuple[bytes, bytes]]:
         """What the client is told of the cache; `entry` is what it gets."""
-        fwd = None if self.entry or isinstance(self.found, Hit | StaleWhileRevalidate) else self.found.why
+        fwd = None if isinstance(self.found, Hit | StaleWhileRevalidate) else self.found.why
+        if self.key is None and self._forwarded_status is None and entry is None:
+            return list(_told_of_bypass(self.status, fwd))
         said = fields.cache_status(
             self.key,
             fwd=fwd,
@@ -270,6 +285,11 @@ class Turn:
             collapsed=self._collapsed,
         )
         return [(b"X-PROXY-CACHE", self.status.encode()), (b"Cache-Status", said)]
+
+
+@functools.lru_cache(maxsize=64)
+def _told_of_bypass(status: str, fwd: Why | None) -> tuple[tuple[bytes, bytes], ...]:
+    return (b"X-PROXY-CACHE", status.encode()), (b"Cache-Status", fields.cache_status(None, fwd=fwd))
 
 
 @dataclasses.dataclass(slots=True)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from aiohttp import hdrs, web
 
 from llm_proxy.context import Context
+from llm_proxy.deadlines import Deadline
 from llm_proxy.errors import ApiError, UpstreamError
 from llm_proxy.events import Event
 from llm_proxy.grammar import Target, path_of
@@ -108,7 +109,7 @@ class Call:
     replayed: Tee | None = None
     counter: Counter | None = None
     end_error: ApiError | None = None
-    deadline: asyncio.Timeout | None = None
+    deadline: Deadline | None = None
     _took_request = False
     _asked_limits = False
     _took_limits: Decision | None = None

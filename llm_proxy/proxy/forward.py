@@ -1,10 +1,9 @@
 """A call's way to its provider, with the answer's way back."""
 
-import asyncio
+import math
 import time
 
 from llm_proxy.errors import UpstreamTimeout
-from llm_proxy.proxy import headers
 from llm_proxy.proxy.attempts import open_answer
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route
@@ -31,7 +30,7 @@ async def forward(call: Call, routes: list[Route], turn: Turn) -> Reply:
     """
     call.body.on_error = call.end
     try:
-        async with asyncio.timeout(max(route.profile.timeouts.total for route in routes)) as call.deadline:
+        with call.context.deadlines.within(_longest(routes)) as call.deadline:
             call.check_ended()
             route, answer = await open_answer(call, routes, turn)
             try:
@@ -46,15 +45,21 @@ async def forward(call: Call, routes: list[Route], turn: Turn) -> Reply:
     return call.reply
 
 
+def _longest(routes: list[Route]) -> float:
+    """How long the call may take in total, wherever it goes."""
+    total = routes[0].profile.timeouts.total
+    return total if len(routes) == 1 else max(route.profile.timeouts.total for route in routes)
+
+
 async def _relay(call: Call, route: Route, turn: Turn, answer: Answer) -> None:
     """Stream the answer back through a tee that only watches; the event goes out before the end of the reply does."""
-    content_type = headers.first(answer.headers, (b"content-type",)) or ""
-    coding = headers.first(answer.headers, (b"content-encoding",)) or ""
-    tee = call.tee = Tee(content_type, coding, kept_of(call.context.settings))
-    length = headers.first(answer.headers, (b"content-length",))
+    said = answer.fields
+    content_type, coding = said.get(b"content-type", b""), said.get(b"content-encoding", b"")
+    tee = call.tee = Tee(content_type.decode("latin-1"), coding.decode("latin-1"), kept_of(call.context.settings))
+    length = said.get(b"content-length")
     sent = passed_on(call, [route], answer.headers, _added(call, tee))
     await turn.answered(answer.status, answer.reason, answer.headers, sent)
-    call.begin_reply(answer.status, answer.reason, [*sent, *turn.headers()], int(length) if length else None)
+    call.begin_reply(answer.status, answer.reason, sent + turn.headers(), int(length) if length else None)
     begin_counting(call, tee)
     if tee.is_event_stream:
         await call.reply.flush_head()
@@ -62,18 +67,30 @@ async def _relay(call: Call, route: Route, turn: Turn, answer: Answer) -> None:
 
 
 async def _relay_body(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: float) -> None:
-    left = call.reply.length if call.reply.has_body else None
-    patience = _until_first_byte(call, tee, idle)
-    while chunk := await _next_chunk(call, answer, tee, patience):
+    reply, captures = call.reply, turn.captures
+    left = reply.length if reply.has_body else None
+    patience, keepalive, first = _until_first_byte(call, tee, idle), _keepalive(call, tee), tee.is_event_stream
+    while True:
+        if not (chunk := answer.ready()):
+            with call.waiting():
+                try:
+                    chunk = await answer.chunk(min(keepalive, patience))
+                except TimeoutError:
+                    chunk = await _after_silence(call, answer, tee, keepalive, patience)
+            if not chunk:
+                break
         patience = idle
-        if tee.is_event_stream and call.event.ttft is None:
+        if first:
+            first = False
             call.event.ttft = call.elapsed()
         tee.feed(chunk)
-        turn.feed(chunk)
+        if captures:
+            turn.feed(chunk)
         if left is not None and (left := left - len(chunk)) <= 0:
             break
-        with call.waiting():
-            await call.reply.write(chunk)
+        if reply.send(chunk):
+            with call.waiting():
+                await reply.drained()
     # A stream that its dialect did not end may have been cut by something that ended the connection neatly.
     if await turn.finish(whole=tee.finished or not (tee.is_event_stream and call.request.method == "POST")):
         call.event.cache = "stored"
@@ -95,29 +112,28 @@ async def _end(call: Call, last: bytes) -> None:
     await call.reply.end(last)
 
 
-async def _next_chunk(call: Call, answer: Answer, tee: Tee, idle: float) -> bytes:
+def _keepalive(call: Call, tee: Tee) -> float:
+    """After how much silence the client gets a comment, where one may be put in."""
+    seconds = call.context.settings.sse_keepalive
+    return seconds if seconds and tee.is_event_stream and tee.is_uncoded and call.reply.is_chunked else math.inf
+
+
+async def _after_silence(call: Call, answer: Answer, tee: Tee, keepalive: float, idle: float) -> bytes:
     """The provider's next bytes; while it is silent, comments keep an event stream's client and its proxies awake."""
-    keepalive = call.context.settings.sse_keepalive
-    if not (tee.is_event_stream and tee.is_uncoded and call.reply.is_chunked and keepalive):
-        keepalive = idle
-    silent = 0.0
-    with call.waiting():
-        while True:
-            pause = min(keepalive, idle - silent)
-            try:
-                async with asyncio.timeout(pause):
-                    return await answer.chunk()
-            except TimeoutError:
-                silent += pause
-            if silent >= idle:
-                raise UpstreamTimeout("The provider fell silent in the middle of its answer.", sent=True)
-            if tee.at_boundary:
-                await call.reply.write(KEEPALIVE)
+    silent = min(keepalive, idle)
+    while silent < idle:
+        if tee.at_boundary:
+            await call.reply.write(KEEPALIVE)
+        pause = min(keepalive, idle - silent)
+        try:
+            return await answer.chunk(pause)
+        except TimeoutError:
+            silent += pause
+    raise UpstreamTimeout("The provider fell silent in the middle of its answer.", sent=True)
 
 
-def _added(call: Call, tee: Tee) -> dict[str, str]:
-    return {
-        "X-UPSTREAM-REQUEST-START": str(call.sent_ns),
-        "X-UPSTREAM-REQUEST-STOP": str(time.time_ns()),
-        **({"X-Accel-Buffering": "no"} if tee.is_event_stream else {}),
-    }
+def _added(call: Call, tee: Tee) -> list[tuple[bytes, bytes]]:
+    added = [(b"X-UPSTREAM-REQUEST-START", b"%d" % call.sent_ns), (b"X-UPSTREAM-REQUEST-STOP", b"%d" % time.time_ns())]
+    if tee.is_event_stream:
+        added.append((b"X-Accel-Buffering", b"no"))
+    return added

@@ -1,5 +1,6 @@
 """Which headers go to the provider, which come back."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from llm_proxy.grammar import RawHeaders
@@ -11,6 +12,8 @@ CREDENTIALS = ("authorization", "x-api-key", "api-key")
 HOP_BY_HOP = frozenset(
     {
         b"connection",
+        # Reserved, so that no header has the name of this option of Connection.
+        b"close",
         b"keep-alive",
         b"proxy-connection",
         b"proxy-authenticate",
@@ -41,18 +44,27 @@ _NOT_TO_PROVIDER = HOP_BY_HOP | {
 # They are about bytes that are not sent on where the model is renamed.
 DIGESTS = frozenset({b"content-md5", b"content-digest", b"repr-digest", b"digest"})
 # An answer that begins anywhere could not be renamed.
-_NOT_WHEN_RENAMED = DIGESTS | {b"accept-encoding", b"range", b"if-range"}
+_NOT_WHEN_RENAMED = _NOT_TO_PROVIDER | DIGESTS | {b"accept-encoding", b"range", b"if-range"}
 _PREFIXES_NOT_TO_PROVIDER = (b"x-forwarded-", b"cf-", b"proxy-")
 _NOT_TO_CLIENT = HOP_BY_HOP | {b"content-length", b"set-cookie", b"set-cookie2", b"alt-svc", b"x-proxy-cache"}
 _PREFIXES_NOT_TO_CLIENT = (b"access-control-", b"proxy-", b"x-upstream-request-")
 # Lists, to which we add; of every other header that we set, the provider's goes.
 _APPENDED = frozenset({b"server-timing", b"cache-status", b"vary", b"x-request-id"})
-_URLS = frozenset({b"location", b"operation-location"})
+_CHANGED = frozenset({b"location", b"operation-location", b"x-request-id"})
+# It could end the header early for some readers (response splitting).
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _READABLE_CODINGS = frozenset({"gzip", "deflate", "identity"})
 
 
-def _named_by_connection(headers: RawHeaders) -> set[bytes]:
-    return {part.strip().lower() for name, value in headers if name.lower() == b"connection" for part in value.split(b",")}
+# What a Connection header says in most messages; it names no header that is not hop-by-hop anyway.
+_USUAL_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
+
+
+def _end_to_end(headers: RawHeaders) -> RawHeaders:
+    """The headers without those of Connection, and those that they name (RFC 9110 section 7.6.1)."""
+    named = {part.strip().lower() for name, value in headers if name.lower() == b"connection" for part in value.split(b",")}
+    named.add(b"connection")
+    return [pair for pair in headers if pair[0].lower() not in named]
 
 
 def to_provider(
@@ -64,7 +76,7 @@ def to_provider(
     request_id: str,
     correlation_id: str | None,
     uncoded: bool = False,
-) -> list[tuple[str, str]]:
+) -> list[tuple[bytes, bytes]]:
     """The headers of a call as its provider gets them, in their order, the provider's credential last.
 
     Args:
@@ -72,26 +84,30 @@ def to_provider(
         defaults: lower-case names and values that are added when absent.
         uncoded: the model is renamed, so the answer must be readable as it comes, and digests of the body hold no more.
     """
-    dropped = _NOT_TO_PROVIDER | _named_by_connection(headers) | {auth.header.lower().encode()}
+    kept = _kept_for_provider(headers, auth.header.lower().encode(), _NOT_WHEN_RENAMED if uncoded else _NOT_TO_PROVIDER)
+    if defaults:
+        present = {name.lower().decode("ascii") for name, _ in kept}
+        kept += [(name.encode(), value.encode()) for name, value in defaults.items() if name not in present]
     if uncoded:
-        dropped |= _NOT_WHEN_RENAMED
-    kept, present = [], set()
-    for name, value in headers:
-        lowered = name.lower()
-        if lowered in dropped or lowered.startswith(_PREFIXES_NOT_TO_PROVIDER):
-            continue
-        text = value.decode("ascii")
-        present.add(lowered.decode("ascii"))
-        if lowered == b"accept-encoding":
-            text = readable_codings(text)
-        kept.append((name.decode("ascii"), text))
-    kept += [(name, value) for name, value in defaults.items() if name not in present]
-    if uncoded:
-        kept.append(("Accept-Encoding", "identity"))
-    kept.append(("X-Request-ID", request_id))
+        kept.append((b"Accept-Encoding", b"identity"))
+    kept.append((b"X-Request-ID", request_id.encode()))
     if correlation_id:
-        kept.append(("X-Correlation-ID", correlation_id))
-    kept.append((auth.header, auth.value(key)))
+        kept.append((b"X-Correlation-ID", correlation_id.encode()))
+    kept.append((auth.header.encode(), auth.value(key).encode()))
+    return kept
+
+
+def _kept_for_provider(headers: RawHeaders, credential: bytes, dropped: Collection[bytes]) -> list[tuple[bytes, bytes]]:
+    kept: list[tuple[bytes, bytes]] = []
+    for pair in headers:
+        name = pair[0].lower()
+        if name in dropped:
+            if name == b"connection" and pair[1] not in _USUAL_CONNECTION:
+                return _kept_for_provider(_end_to_end(headers), credential, dropped)
+        elif name == b"accept-encoding":
+            kept.append((pair[0], readable_codings(pair[1].decode("ascii")).encode()))
+        elif name != credential and not name.startswith(_PREFIXES_NOT_TO_PROVIDER):
+            kept.append(pair)
     return kept
 
 
@@ -110,19 +126,26 @@ def to_client(headers: RawHeaders, added: RawHeaders, rewrite: Callable[[str], s
         added: ours.
         rewrite: turns a URL of the provider into ours.
     """
-    replaced = {name.lower() for name, _ in added} - _APPENDED
-    dropped = _NOT_TO_CLIENT | _named_by_connection(headers) | replaced
+    replaced = {pair[0].lower() for pair in added} - _APPENDED
     kept: list[tuple[bytes, bytes]] = []
-    for name, value in headers:
-        lowered = name.lower()
-        if lowered in dropped or lowered.startswith(_PREFIXES_NOT_TO_CLIENT) or not _safe(value):
+    for pair in headers:
+        name = pair[0].lower()
+        if name in _NOT_TO_CLIENT:
+            if name == b"connection" and pair[1] not in _USUAL_CONNECTION:
+                return to_client(_end_to_end(headers), added, rewrite)
+        elif name in replaced or name.startswith(_PREFIXES_NOT_TO_CLIENT) or _CONTROL.search(pair[1]):
             continue
-        if lowered == b"x-request-id":
-            name = b"X-Upstream-Request-ID"
-        elif lowered in _URLS:
-            value = rewrite(value.decode("latin-1")).encode("latin-1")
-        kept.append((name, value))
+        elif name in _CHANGED:
+            kept.append(_changed(name, pair, rewrite))
+        else:
+            kept.append(pair)
     return [*kept, *added]
+
+
+def _changed(name: bytes, pair: tuple[bytes, bytes], rewrite: Callable[[str], str]) -> tuple[bytes, bytes]:
+    if name == b"x-request-id":
+        return b"X-Upstream-Request-ID", pair[1]
+    return pair[0], rewrite(pair[1].decode("latin-1")).encode("latin-1")
 
 
 def replaced(headers: Iterable[tuple[bytes, bytes]], ours: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
@@ -131,11 +154,9 @@ def replaced(headers: Iterable[tuple[bytes, bytes]], ours: Mapping[str, str]) ->
     return kept + [(name.encode(), value.encode()) for name, value in ours.items()]
 
 
-def _safe(value: bytes) -> bool:
-    """A control character could end the header early for some readers (response splitting)."""
-    return not any((byte < 0x20 and byte != 0x09) or byte == 0x7F for byte in value)
-
-
 def first(headers: RawHeaders, names: Collection[bytes]) -> str | None:
     """The first value of any of these lower-case names."""
-    return next((value.decode("latin-1") for name, value in headers if name.lower() in names), None)
+    for name, value in headers:
+        if name.lower() in names:
+            return value.decode("latin-1")
+    return None

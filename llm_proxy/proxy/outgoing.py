@@ -1,6 +1,7 @@
 """What a provider gets for a call."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from llm_proxy.providers import policy
@@ -16,10 +17,17 @@ from llm_proxy.upstream import Request
 def timeouts_of(call: Call, profile: Profile) -> Timeouts:
     """The profile's timeouts, or what the settings put in their place."""
     timeouts, settings = profile.timeouts, call.context.settings
-    if settings.request_timeout_secs:
-        timeouts = dataclasses.replace(timeouts, first_byte=settings.request_timeout_secs, idle=settings.request_timeout_secs)
-    if settings.ttft_timeout_secs and call.wants_stream:
-        timeouts = dataclasses.replace(timeouts, first_byte=min(timeouts.first_byte, settings.ttft_timeout_secs))
+    seconds, first_seconds = settings.request_timeout_secs, settings.ttft_timeout_secs if call.wants_stream else 0
+    return _bounded(timeouts, seconds, first_seconds) if seconds or first_seconds else timeouts
+
+
+# Profiles and settings are few.
+@functools.lru_cache(maxsize=256)
+def _bounded(timeouts: Timeouts, seconds: float, first_seconds: float) -> Timeouts:
+    if seconds:
+        timeouts = dataclasses.replace(timeouts, first_byte=seconds, idle=seconds)
+    if first_seconds:
+        timeouts = dataclasses.replace(timeouts, first_byte=min(timeouts.first_byte, first_seconds))
     return timeouts
 
 
@@ -41,8 +49,9 @@ def _renamed(call: Call, name: str) -> bytes:
 
 def request_to(call: Call, route: Route, turn: Turn, timeouts: Timeouts, on_sent: Callable[[], None]) -> Request:
     """What the provider gets for a call."""
-    path, profile, held = call.target.path, route.profile, call.body.held
-    if renames(call, route):
+    path, profile, body, held = call.target.path, route.profile, call.body, call.body.held
+    renamed = renames(call, route)
+    if renamed:
         path, held = policy.with_model(path, route.model or ""), _renamed(call, route.model or "")
     key = route.provider.api_key
     assert key is not None
@@ -53,17 +62,18 @@ def request_to(call: Call, route: Route, turn: Turn, timeouts: Timeouts, on_sent
         defaults=profile.default_headers,
         request_id=call.request_id,
         correlation_id=call.correlation_id,
-        uncoded=renames(call, route),
+        uncoded=renamed,
     )
-    query = urls.with_defaults(call.target.query, route.query_defaults(path))
+    query = urls.with_defaults(call.target.query, route.query_defaults(path) if profile.default_query else {})
+    base_url = route.base_url
     return Request(
         method=call.request.method,
-        url=urls.join(route.base_url, path) + query,
+        url=urls.join(base_url, path) + query,
         headers=sent,
-        body=call.body.content(held),
-        length=None if call.body.length is None else call.body.length + len(held) - len(call.body.held),
+        body=body.content(held),
+        length=None if body.length is None else body.length + len(held) - len(body.held),
         profile=profile,
         timeouts=timeouts,
-        trusted=route.base_url == profile.base_url,
+        trusted=base_url == profile.base_url,
         on_sent=on_sent,
     )

@@ -1,13 +1,15 @@
 """An answer whose model bears the name that the client used."""
 
 import json
+import math
 import re
+from collections.abc import Mapping
 
 from llm_proxy.errors import UpstreamInvalid
 from llm_proxy.grammar import RawHeaders
 from llm_proxy.proxy import headers
 from llm_proxy.proxy.renaming import JsonRenamer, Renamer, reply_renamer
-from llm_proxy.upstream import Answer
+from llm_proxy.upstream import Answer, fields_of
 
 _ABOUT_BYTES = headers.DIGESTS | {b"content-length", b"etag"}
 # A provider's error may name the model in its text.
@@ -50,6 +52,7 @@ class RenamedAnswer:
         self.status = answer.status
         self.reason = answer.reason
         self.headers: RawHeaders = self._renamed_headers(theirs.encode(), ours.encode())
+        self.fields: Mapping[bytes, bytes] = fields_of(self.headers)
 
     def _renamed_headers(self, theirs: bytes, ours: bytes) -> list[tuple[bytes, bytes]]:
         renamed = [(name, ours if value == theirs else value) for name, value in self._answer.headers]
@@ -61,20 +64,24 @@ class RenamedAnswer:
         # What had a length has chunks now; either way its end is known.
         return kept if framed or not stated else [*kept, (b"Transfer-Encoding", b"chunked")]
 
-    async def chunk(self) -> bytes:
+    def ready(self) -> bytes:
+        """See `Answer.ready`; what must be renamed is waited for."""
+        return self._answer.ready() if self._renamer is None else b""
+
+    async def chunk(self, patience: float = math.inf) -> bytes:
         """See `Answer.chunk`."""
         if self._renamer is None:
-            return await self._answer.chunk()
+            return await self._answer.chunk(patience)
         if self.status >= 400:
-            return await self._whole_error(self._renamer)
-        while data := await self._answer.chunk():
+            return await self._whole_error(self._renamer, patience)
+        while data := await self._answer.chunk(patience):
             if passed := self._renamer.feed(data):
                 return passed
         return b""
 
-    async def _whole_error(self, renamer: Renamer) -> bytes:
+    async def _whole_error(self, renamer: Renamer, patience: float) -> bytes:
         # Who waits may stop and wait again, so what came is kept until it is given.
-        while len(self._error) < LARGEST_ERROR and (data := await self._answer.chunk()):
+        while len(self._error) < LARGEST_ERROR and (data := await self._answer.chunk(patience)):
             self._error += renamer.feed(data)
         body = bytes(self._error)
         self._error.clear()

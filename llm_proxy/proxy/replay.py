@@ -1,7 +1,7 @@
 """An answer from the cache on its way to the client."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from llm_proxy.cache import Entry, Served, rules
 from llm_proxy.grammar import RawHeaders
@@ -13,6 +13,8 @@ from llm_proxy.proxy.capture import captures, kept_of
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
 
+_PROXY = (b"X-Proxy", b"llm-proxy")
+
 
 async def replay(call: Call, turn: Turn, entry: Entry) -> Reply:
     """Answer with what is stored, at once; returns the reply, which is written.
@@ -21,7 +23,7 @@ async def replay(call: Call, turn: Turn, entry: Entry) -> Reply:
         ClientGone: the client left.
     """
     served = rules.serve(entry, turn.lookup, time.time())
-    sent = [*passed_on(call, turn.routes, served.headers, {}), *turn.headers(entry)]
+    sent = [*passed_on(call, turn.routes, served.headers), *turn.headers(entry)]
     body = b"" if served.body is None or call.request.method == "HEAD" else served.body
     call.begin_reply(served.status, served.reason, sent, None if served.body is None else len(served.body))
     call.reply.check_client()
@@ -45,7 +47,9 @@ def _read(call: Call, served: Served, body: bytes) -> Tee:
     return tee
 
 
-def passed_on(call: Call, routes: Sequence[Route], answer: RawHeaders, added: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def passed_on(
+    call: Call, routes: Sequence[Route], answer: RawHeaders, added: Iterable[tuple[bytes, bytes]] = ()
+) -> list[tuple[bytes, bytes]]:
     """The headers of an answer as the client gets them, with the values of this very call.
 
     Args:
@@ -53,21 +57,22 @@ def passed_on(call: Call, routes: Sequence[Route], answer: RawHeaders, added: Ma
         answer: the provider's headers, or those that are stored.
         added: ours, beside those that every answer has.
     """
-    ours = {
-        "X-Request-ID": call.request_id,
-        "X-Proxy": "llm-proxy",
-        **({"X-Correlation-ID": call.correlation_id} if call.correlation_id else {}),
-        **added,
-        **cors_headers([route.profile for route in routes], call.request.headers.get("Origin", "")),
-    }
-    raw = [(name.encode(), value.encode()) for name, value in ours.items()]
-    raw.append((b"Server-Timing", call.server_timing()))
+    ours = [(b"X-Request-ID", call.request_id.encode()), _PROXY]
+    if call.correlation_id:
+        ours.append((b"X-Correlation-ID", call.correlation_id.encode()))
+    ours += added
+    for route in routes:
+        if route.profile.allowed_origins:
+            said = cors_headers([route.profile for route in routes], call.request.headers.get("Origin", ""))
+            ours += [(name.encode(), value.encode()) for name, value in said.items()]
+            break
+    ours.append((b"Server-Timing", call.server_timing()))
+    return headers.to_client(answer, ours, lambda url: _led_back(url, routes, call))
+
+
+def _led_back(url: str, routes: Sequence[Route], call: Call) -> str:
     host = call.request.headers.get("Host", "")
     us = f"{call.peer.scheme}://{host}" if host else ""
-    return headers.to_client(answer, raw, lambda url: _led_back(url, routes, us))
-
-
-def _led_back(url: str, routes: Sequence[Route], us: str) -> str:
     for route in routes:
         if (ours := urls.rewritten(url, route.base_url, us)) != url:
             return ours

@@ -1,8 +1,10 @@
 """The reply to a client, written to its connection as bytes that nobody else touches."""
 
 import asyncio
+import functools
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
@@ -16,11 +18,27 @@ DRAIN_SECONDS = 1.0
 _RESET = struct.pack("ii", 1, 0)
 
 
+# So long is a reason that is remembered, so that a provider fills no memory with them.
+LONGEST_REASON = 64
+
+
 def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase
     except ValueError:
         return ""
+
+
+def _status_line(is_11: bool, status: int, reason: str) -> bytes:
+    return f"HTTP/1.{1 if is_11 else 0} {status} {_clean(reason) or _phrase(status)}".encode()
+
+
+_remembered_line = functools.lru_cache(maxsize=256)(_status_line)
+
+
+@functools.lru_cache(maxsize=1)
+def _date(second: int) -> bytes:
+    return b"Date: " + formatdate(second, usegmt=True).encode()
 
 
 class Reply(Given):
@@ -32,6 +50,7 @@ class Reply(Given):
     def __init__(self, request: web.BaseRequest) -> None:
         super().__init__(request.keep_alive)
         self._request = request
+        self._protocol = request.protocol
         self._head = b""
         self._chunked = False
         self._by_close = False
@@ -60,23 +79,21 @@ class Reply(Given):
         self._chunked, self._by_close = unknown and is_11, unknown and not is_11
         # Where a body that nobody waits for any more is still on its way, only a closed connection ends it.
         self.keep_alive = self.keep_alive and not self._by_close and self._request.content.is_eof()
-        lines = [f"HTTP/1.{1 if is_11 else 0} {status} {_clean(reason) or _phrase(status)}".encode()]
-        lines += [name + b": " + value for name, value in headers]
-        if not any(line[:5].lower() == b"date:" for line in lines):
-            lines.append(b"Date: " + formatdate(usegmt=True).encode())
-        self._head = b"\r\n".join([*lines, *self._framing(), b"\r\n"])
-
-    def _framing(self) -> list[bytes]:
-        lines = []
+        first = _remembered_line if len(reason) <= LONGEST_REASON else _status_line
+        head = b"\r\n".join([first(is_11, status, reason), *map(b": ".join, headers)])
+        ends = [head]
+        if b"\r\ndate:" not in head.lower():
+            ends.append(_date(int(time.time())))
         if self._chunked:
-            lines.append(b"Transfer-Encoding: chunked")
-        elif self.length is not None and self.status != 204:
-            lines.append(b"Content-Length: %d" % self.length)
+            ends.append(b"Transfer-Encoding: chunked")
+        elif length is not None and status != 204:
+            ends.append(b"Content-Length: %d" % length)
         if not self.keep_alive:
-            lines.append(b"Connection: close")
-        elif self._request.version < HttpVersion11:
-            lines.append(b"Connection: keep-alive")
-        return lines
+            ends.append(b"Connection: close")
+        elif not is_11:
+            ends.append(b"Connection: keep-alive")
+        ends.append(b"\r\n")
+        self._head = b"\r\n".join(ends)
 
     @property
     def is_chunked(self) -> bool:
@@ -84,11 +101,14 @@ class Reply(Given):
         return self._chunked
 
     def _transport(self) -> asyncio.WriteTransport:
-        transport = self._request.transport
+        transport = self._protocol.transport
         if transport is None or transport.is_closing():
-            self.keep_alive = False
-            raise ClientGone("The client closed its connection.")
+            raise self._gone()
         return transport
+
+    def _gone(self) -> ClientGone:
+        self.keep_alive = False
+        return ClientGone("The client closed its connection.")
 
     def check_client(self) -> None:
         """Raise `ClientGone` when nobody is there to read the rest."""
@@ -96,7 +116,17 @@ class Reply(Given):
 
     async def flush_head(self) -> None:
         """Send the head before there is any body."""
-        await self._send(b"")
+        if self._hand_over(b""):
+            await self.drained()
+
+    def send(self, data: bytes) -> bool:
+        """Send a piece of the body; returns whether the client is so slow that `drained` must be waited for.
+
+        Raises:
+            ClientGone: there is nobody to send to.
+        """
+        self.sent_bytes += len(data)
+        return self._hand_over(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; waits while the client is slow.
@@ -104,8 +134,8 @@ class Reply(Given):
         Raises:
             ClientGone: there is nobody to send to.
         """
-        self.sent_bytes += len(data)
-        await self._send(self._framed(data))
+        if self.send(data):
+            await self.drained()
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
@@ -114,14 +144,26 @@ class Reply(Given):
         """Send the last piece, which may be empty, and the end of the body."""
         self.sent_bytes += len(data)
         last = self._framed(data) if data and self.has_body else b""
-        await self._send(last + b"0\r\n\r\n" if self._chunked else last)
+        if self._hand_over(last + b"0\r\n\r\n" if self._chunked else last):
+            await self.drained()
 
-    async def _send(self, data: bytes) -> None:
-        transport = self._transport()
+    def _hand_over(self, data: bytes) -> bool:
+        transport = self._protocol.transport
+        if transport is None or transport.is_closing():
+            raise self._gone()
         self.started = True
-        head, self._head = self._head, b""
-        if head or data:
-            transport.write(head + data if head else data)
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            transport.write(data)
+        return self._protocol.writing_paused
+
+    async def drained(self) -> None:
+        """Wait until the client has read enough of what was sent.
+
+        Raises:
+            ClientGone: it left.
+        """
         try:
             await self._request.writer.drain()
         except ConnectionError as error:

@@ -1,5 +1,6 @@
 """What the proxy learns of a reply while its bytes pass by untouched."""
 
+import functools
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -87,6 +88,18 @@ class Inflater:
         return zlib.decompressobj(_ZLIB if first & 0x0F == 8 else _RAW)
 
 
+def _form(content_type: str, content_encoding: str) -> tuple[str, bool, bool, bool]:
+    """A reply's coding, with whether it is a stream of events, JSON, text of any kind."""
+    kind = content_type.partition(";")[0].strip().lower()
+    is_event_stream, is_json = kind == "text/event-stream", kind == "application/json" or kind.endswith("+json")
+    return content_encoding.strip().lower(), is_event_stream, is_json, is_event_stream or is_json or kind.startswith("text/")
+
+
+# The same few come with most replies.
+LONGEST_REMEMBERED = 100
+_remembered_form = functools.lru_cache(maxsize=256)(_form)
+
+
 class Tee:
     """Watches one reply as it passes; whatever comes, it neither changes a byte nor raises.
 
@@ -120,21 +133,19 @@ class Tee:
     )
 
     def __init__(self, content_type: str, content_encoding: str, keep: int = KEEP) -> None:
-        kind = content_type.partition(";")[0].strip().lower()
-        coding = content_encoding.strip().lower()
-        self.is_event_stream = kind == "text/event-stream"
-        self._is_json = kind == "application/json" or kind.endswith("+json")
-        self.is_text = self.is_event_stream or self._is_json or kind.startswith("text/")
+        read = _remembered_form if len(content_type) + len(content_encoding) <= LONGEST_REMEMBERED else _form
+        coding, self.is_event_stream, self._is_json, self.is_text = read(content_type, content_encoding)
         self.is_uncoded = coding in _UNCODED
         self.on_data: Callable[[bytes], None] | None = None
         self._keep = keep
         self._kept = bytearray()
         self._tail = bytearray()
         self._said: tuple[Usage | None, str | None] | None = None
-        self._splitter = EventSplitter()
-        self._stream = StreamUsage()
+        if self.is_event_stream:
+            self._splitter = EventSplitter()
+            self._stream = StreamUsage()
         self._lines_left = MOST_INFLATED_LINES
-        self._inflater = self._inflater_for(coding)
+        self._inflater = None if self.is_uncoded else self._inflater_for(coding)
 
     def _inflater_for(self, coding: str) -> Inflater | None:
         if coding not in _CODED:
@@ -149,7 +160,7 @@ class Tee:
     @property
     def finished(self) -> bool:
         """Whether a stream of events reached the end that its dialect has for a whole reply."""
-        return self._stream.finished
+        return self.is_event_stream and self._stream.finished
 
     @property
     def model(self) -> str | None:
@@ -188,10 +199,11 @@ class Tee:
         if room > 0:
             self._kept += data[:room]
         if self.is_event_stream:
+            stream, on_data = self._stream, self.on_data
             for event, payload in self._splitter.feed(data):
-                self._stream.feed(event, payload)
-                if self.on_data:
-                    self.on_data(payload)
+                stream.feed(event, payload)
+                if on_data is not None:
+                    on_data(payload)
         elif self._is_json:
             self._said = None
             if len(data) > room:

@@ -20,6 +20,8 @@ def join(base: str, path: str) -> str:
 
 def with_defaults(query: str | None, defaults: Mapping[str, str]) -> str:
     """The query as it was sent, with the parameters it lacks added; with its question mark, or empty."""
+    if not defaults:
+        return "" if query is None else f"?{query}"
     present = {unquote_plus(part.partition("=")[0]) for part in (query or "").split("&")}
     added = [f"{name}={quote(value, safe='')}" for name, value in defaults.items() if name not in present]
     if query is None and not added:

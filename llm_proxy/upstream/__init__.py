@@ -1,7 +1,8 @@
 """The provider's side of a call: a small interface, so that the client behind it may change."""
 
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Sequence
+import math
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,13 +13,15 @@ from llm_proxy.grammar import MAX_HEAD_BYTES, RawHeaders
 from llm_proxy.providers.profiles import Profile, Timeouts
 from llm_proxy.settings import Settings
 
+FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 # NAT64's well-known prefix, and the retired "IPv4-compatible" one, which some systems still route.
 _WITH_IPV4_LAST = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 
 
-@dataclass(frozen=True)
+# Not frozen, as one is made for every call, and each field of a frozen one costs a call.
+@dataclass(slots=True)
 class Request:
-    """What goes to a provider.
+    """What goes to a provider; nobody changes it.
 
     Attributes:
         url: absolute, sent as it is written here.
@@ -34,7 +37,7 @@ class Request:
 
     method: str
     url: str
-    headers: Sequence[tuple[str, str]]
+    headers: RawHeaders
     body: bytes | AsyncIterator[bytes] | None
     length: int | None
     profile: Profile
@@ -45,16 +48,28 @@ class Request:
 
 
 class Answer(Protocol):
-    """A provider's answer, its head read, its body still to come."""
+    """A provider's answer, its head read, its body still to come.
+
+    Attributes:
+        fields: the first value of each of its headers, by the name in lower case.
+    """
 
     status: int
     reason: str
     headers: RawHeaders
+    fields: Mapping[bytes, bytes]
 
-    async def chunk(self) -> bytes:
+    def ready(self) -> bytes:
+        """What has come of the body and was not yet given, without waiting; empty when that is nothing."""
+
+    async def chunk(self, patience: float = math.inf) -> bytes:
         """The next bytes of the body as they came; empty at its end.
 
+        Args:
+            patience: how many seconds the provider may be silent.
+
         Raises:
+            TimeoutError: nothing came for so long; more may still come.
             UpstreamError: the body broke off.
         """
 
@@ -89,27 +104,34 @@ async def open_upstream(settings: Settings) -> AsyncIterator[Upstream]:
         await upstream.close()
 
 
-def check_answer(status: int, headers: RawHeaders) -> None:
-    """Refuse an answer that cannot be passed on safely (RFC 9112 section 6.3).
+def fields_of(headers: RawHeaders) -> dict[bytes, bytes]:
+    """The first value of each header, by its name in lower case."""
+    return {name.lower(): value for name, value in reversed(headers)}
+
+
+def check_answer(status: int, headers: RawHeaders) -> dict[bytes, bytes]:
+    """Refuse an answer that cannot be passed on safely (RFC 9112 section 6.3); gives its `fields_of`.
 
     Raises:
         UpstreamInvalid: it is ambiguous, too large, or a protocol switch nobody asked for.
     """
     if not 200 <= status <= 599:
         raise UpstreamInvalid("The provider answered with a status that is not allowed.", sent=True)
-    size, lengths, codings = 0, [], []
+    size, framing, fields = 0, 0, {}
     for name, value in headers:
         size += len(name) + len(value) + 4
         lowered = name.lower()
-        if lowered == b"content-length":
-            lengths.append(value.strip())
-        elif lowered == b"transfer-encoding":
-            codings.append(value.strip().lower())
+        if lowered in FRAMING:
+            framing += 1
+        if lowered not in fields:
+            fields[lowered] = value
     if size > MAX_HEAD_BYTES:
         raise UpstreamInvalid("The provider's headers are too large.", sent=True)
+    length = fields.get(b"content-length", b"0").strip()
     # Any coding but chunked alone would be taken off with the header that names it, and leave the body unreadable.
-    if len(lengths) > 1 or not all(map(bytes.isdigit, lengths)) or (lengths and codings) or codings not in ([], [b"chunked"]):
+    if framing > 1 or not length.isdigit() or fields.get(b"transfer-encoding", b"chunked").strip().lower() != b"chunked":
         raise UpstreamInvalid("The provider's answer has no clear length.", sent=True)
+    return fields
 
 
 def check_base_url(field: str, url: str, *, allow_private: bool) -> str:

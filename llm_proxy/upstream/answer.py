@@ -1,6 +1,8 @@
 """What has come of a provider's answer, for the one who waits for it."""
 
 import asyncio
+import math
+from collections.abc import Mapping
 from typing import Protocol
 
 from llm_proxy.errors import UpstreamError
@@ -16,6 +18,9 @@ class Source(Protocol):
     def go_on(self) -> None:
         """There is room for more."""
 
+    def watch(self, seconds: float) -> None:
+        """Call the answer's `silent` when its reader has waited for so long."""
+
     def abort(self) -> None:
         """Nothing more is wanted."""
 
@@ -30,12 +35,25 @@ class ReceivedAnswer:
         is_whole: it came to its end.
     """
 
-    __slots__ = ("_error", "_pieces", "_source", "_waiter", "buffered", "headers", "is_seen", "is_whole", "reason", "status")
+    __slots__ = (
+        "_error",
+        "_pieces",
+        "_source",
+        "_waiter",
+        "buffered",
+        "fields",
+        "headers",
+        "is_seen",
+        "is_whole",
+        "reason",
+        "status",
+    )
 
     def __init__(self, source: Source) -> None:
         self.status = 0
         self.reason = ""
         self.headers: RawHeaders = ()
+        self.fields: Mapping[bytes, bytes] = {}
         self.buffered = 0
         self.is_seen = False
         self.is_whole = False
@@ -60,6 +78,12 @@ class ReceivedAnswer:
         self._error = error
         self.end()
 
+    def silent(self) -> None:
+        """Nothing has come for as long as who waits would wait."""
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(TimeoutError())
+
     def wake(self) -> None:
         """Tell who waits that something has come."""
         waiter = self._waiter
@@ -75,29 +99,39 @@ class ReceivedAnswer:
         while not self.status:
             if self._error:
                 raise self._error
-            await self._change()
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         self.is_seen = True
 
-    async def chunk(self) -> bytes:
+    def ready(self) -> bytes:
+        """See `Answer.ready`."""
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        self._pieces = []
+        if self.buffered > READ_BUFFER and self._source:
+            self._source.go_on()
+        self.buffered = 0
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def chunk(self, patience: float = math.inf) -> bytes:
         """See `Answer.chunk`."""
         while not self._pieces:
             if self._error:
                 raise self._error
             if self.is_whole:
                 return b""
-            await self._change()
-        pieces, self._pieces = self._pieces, []
-        if self.buffered > READ_BUFFER and self._source:
-            self._source.go_on()
-        self.buffered = 0
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    async def _change(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+            if self._source and patience != math.inf:
+                self._source.watch(patience)
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        return self.ready()
 
     def abort(self) -> None:
         """See `Answer.abort`; a connection whose answer is whole has gone back by itself."""

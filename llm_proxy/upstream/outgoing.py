@@ -30,15 +30,15 @@ class Target(NamedTuple):
     """What a URL asks of whom.
 
     Attributes:
-        authority: as the Host header names it.
         path: with its query, as it was written.
         is_private: the URL names an address that is not public.
+        head: what a request for it begins with, after the method.
     """
 
     origin: Origin
-    authority: str
     path: str
     is_private: bool
+    head: bytes
 
 
 # Endpoints are few; the bound matters for what has ids or queries in it, up to 16 KiB each.
@@ -61,7 +61,12 @@ def target_of(url: str) -> Target:
     authority = (f"[{host}]" if ":" in host else host) + ("" if port == usual else f":{port}")
     if not _ON_THE_WIRE.fullmatch(authority):
         raise ValueError("the URL has no usable host")
-    return Target(Origin(tls, host, port), authority, path if path.startswith("/") else f"/{path}", is_private(host))
+    path = path if path.startswith("/") else f"/{path}"
+    return Target(Origin(tls, host, port), path, is_private(host), _beginning(path, authority))
+
+
+def _beginning(path: str, authority: str) -> bytes:
+    return f" {path} HTTP/1.1\r\nHost: {authority}".encode()
 
 
 def head_of(request: Request, target: Target) -> bytes:
@@ -70,26 +75,26 @@ def head_of(request: Request, target: Target) -> bytes:
     Raises:
         ValueError: something in it would end a line.
     """
-    lines = [
-        f"{request.method} {target.path} HTTP/1.1",
-        f"Host: {request.host or target.authority}",
-        *_framing(request),
-        *[f"{name}: {value}" for name, value in request.headers],
-    ]
-    head = "\r\n".join(lines)
-    ends = len(lines) - 1
-    if head.count("\n") != ends or head.count("\r") != ends or "\0" in head or not _METHOD.fullmatch(request.method):
+    if not _METHOD.fullmatch(request.method):
+        raise ValueError("the method is no word")
+    body = request.body
+    framing = (b"Content-Length: %d" % len(body),) if isinstance(body, bytes) else _framing(request)
+    beginning = _beginning(target.path, request.host) if request.host else target.head
+    lines = [request.method.encode() + beginning, *framing, *map(b": ".join, request.headers), b"\r\n"]
+    head = b"\r\n".join(lines)
+    # Each line but the first, which is two, adds one end; the last is the empty one after them.
+    ends = len(lines) + 1
+    if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
         raise ValueError("a header would end its line")
-    return f"{head}\r\n\r\n".encode()
+    return head
 
 
-def _framing(request: Request) -> tuple[str, ...]:
+def _framing(request: Request) -> tuple[bytes, ...]:
+    """How a body is framed that is not at hand, or that there is none."""
     body, length = request.body, request.length
-    if isinstance(body, bytes):
-        return (f"Content-Length: {len(body)}",)
     if body is not None:
-        return ("Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}",)
-    return () if request.method in _WITHOUT_BODY else ("Content-Length: 0",)
+        return (b"Transfer-Encoding: chunked" if length is None else b"Content-Length: %d" % length,)
+    return () if request.method in _WITHOUT_BODY else (b"Content-Length: 0",)
 
 
 def is_in_one_piece(request: Request) -> bool:

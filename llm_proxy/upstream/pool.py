@@ -55,8 +55,7 @@ class PoolUpstream:
 
     def _idle_for(self, request: Request, guarded: bool) -> IdleConnections:
         key = (request.profile.name, guarded)
-        idle = self._idle.get(key)
-        if idle is None:
+        if (idle := self._idle.get(key)) is None:
             idle = self._idle[key] = IdleConnections(request.profile)
         # It may have been read anew.
         idle.profile = request.profile

@@ -9,14 +9,13 @@ import httptools
 
 from llm_proxy.errors import UpstreamError, UpstreamInvalid, UpstreamTimeout, UpstreamUnavailable
 from llm_proxy.grammar import MAX_HEAD_BYTES
-from llm_proxy.upstream import check_answer
+from llm_proxy.upstream import FRAMING, check_answer
 from llm_proxy.upstream.answer import READ_BUFFER, ReceivedAnswer
 from llm_proxy.upstream.idle import IdleConnections
 from llm_proxy.upstream.outgoing import Origin
 
 # Their bytes are bounded too; this bounds the work that each of them makes.
 MAX_HEADERS = 1024
-_FRAMED_BY = (b"content-length", b"transfer-encoding")
 
 
 class _Excess(Exception):
@@ -98,9 +97,12 @@ class Connection(asyncio.Protocol):
     def moved(self) -> None:
         """The provider has something new to work on, so its silence begins anew, if it has not yet ended."""
         answer = self._answer
-        if answer is None or answer.status:
-            return
-        deadline = self._deadline = self._loop.time() + self._patience
+        if answer is not None and not answer.status:
+            self.watch(self._patience)
+
+    def watch(self, seconds: float) -> None:
+        """See `Source.watch`; before the head has come, the connection ends after so long."""
+        deadline = self._deadline = self._loop.time() + seconds
         if self._timer is None or self._timer_at > deadline:
             self._look_at(deadline)
 
@@ -112,10 +114,15 @@ class Connection(asyncio.Protocol):
     def _look(self) -> None:
         """Look whether the deadline has passed: calls move it, and only this the timer, which outlives many calls."""
         self._timer = None
-        if self._deadline <= self._loop.time():
+        if self._deadline > self._loop.time():
+            if self._deadline != math.inf:
+                self._look_at(self._deadline)
+            return
+        self._deadline, answer = math.inf, self._answer
+        if answer is not None and answer.status:
+            answer.silent()
+        else:
             self.end(UpstreamTimeout("The provider did not begin its answer in time.", sent=True))
-        elif self._deadline != math.inf:
-            self._look_at(self._deadline)
 
     def data_received(self, data: bytes) -> None:
         """Take bytes of the answer to the request under way."""
@@ -154,8 +161,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; after the head it is a trailer, which goes nowhere."""
-        assert self._answer is not None
-        if not self._answer.status:
+        if not self._answer.status:  # type: ignore[union-attr]  # on_message_begin has seen to it
             self._headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
@@ -166,10 +172,11 @@ class Connection(asyncio.Protocol):
             return
         if len(reason) > MAX_HEAD_BYTES or len(headers) > MAX_HEADERS:
             raise UpstreamInvalid("The provider's head is too large.", sent=True)
-        check_answer(status, headers)
+        fields = check_answer(status, headers)
         answer = self._answer
         assert answer is not None
-        answer.status, answer.headers, answer.reason = status, headers, reason.decode("utf-8", "surrogateescape")
+        answer.status, answer.headers, answer.fields = status, headers, fields
+        answer.reason = reason.decode("utf-8", "surrogateescape")
         self._deadline = math.inf
         if self._is_head_request:
             # The parser expects the body that a GET would have.
@@ -192,7 +199,7 @@ class Connection(asyncio.Protocol):
 
     def _complete(self, answer: ReceivedAnswer) -> None:
         """Let the answer go, and wait for another request; not while one is still being sent, whose rest nobody wants."""
-        self._answer, self._overhead = None, 0
+        self._answer, self._overhead, self._deadline = None, 0, math.inf
         answer.end()
         if not self._reads:
             self.go_on()
@@ -229,7 +236,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> None:
         """The provider sends no more, which ends a body without a length."""
         answer = self._answer
-        if answer is not None and answer.status and not any(name.lower() in _FRAMED_BY for name, _ in answer.headers):
+        if answer is not None and answer.status and answer.fields.keys().isdisjoint(FRAMING):
             answer.is_whole, self._keeps_alive = True, False
             self._complete(answer)
         else:

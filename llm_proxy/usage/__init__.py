@@ -10,22 +10,24 @@ import orjson
 LARGEST_FIGURE = 10**9
 LONGEST_MODEL = 256
 
-# Where the dialects put each figure inside `usage`. Of two places that are both filled, the later one counts.
-_PLACES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("prompt", ("input_tokens",)),
-    ("prompt", ("prompt_tokens",)),
-    ("completion", ("output_tokens",)),
-    ("completion", ("completion_tokens",)),
-    ("total", ("total_tokens",)),
-    ("read", ("cache_read_input_tokens",)),
-    ("written", ("cache_creation_input_tokens",)),
-    ("cached", ("input_tokens_details", "cached_tokens")),
-    ("cached", ("prompt_tokens_details", "cached_tokens")),
-    ("cache_write", ("input_tokens_details", "cache_write_tokens")),
-    ("cache_write", ("prompt_tokens_details", "cache_write_tokens")),
-    ("reasoning", ("output_tokens_details", "thinking_tokens")),
-    ("reasoning", ("output_tokens_details", "reasoning_tokens")),
-    ("reasoning", ("completion_tokens_details", "reasoning_tokens")),
+# Where the dialects put each figure inside `usage`, then inside an object of it. Of two places that are both filled, the later
+# one counts.
+_PLACES = (
+    ("prompt", "input_tokens"),
+    ("prompt", "prompt_tokens"),
+    ("completion", "output_tokens"),
+    ("completion", "completion_tokens"),
+    ("total", "total_tokens"),
+    ("read", "cache_read_input_tokens"),
+    ("written", "cache_creation_input_tokens"),
+)
+_OF_PROMPT = (("cached", "cached_tokens"), ("cache_write", "cache_write_tokens"))
+_OF_COMPLETION = (("reasoning", "thinking_tokens"), ("reasoning", "reasoning_tokens"))
+_DETAILS = (
+    ("input_tokens_details", _OF_PROMPT),
+    ("prompt_tokens_details", _OF_PROMPT),
+    ("output_tokens_details", _OF_COMPLETION),
+    ("completion_tokens_details", _OF_COMPLETION[1:]),
 )
 
 # Which objects of an event may hold `usage` and `model`, besides the event itself: OpenAI's responses, Anthropic's
@@ -42,10 +44,11 @@ _END = re.compile(rb'\[DONE\]|\{\s*"type"\s*:\s*"(?:message_stop|response\.(?:co
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*\{')
 
 
-# Without slots: orjson writes what has a `__dict__` in a quarter of the time, and every event holds one.
-@dataclass(frozen=True)
+# Without slots: orjson writes what has a `__dict__` in a quarter of the time, and every event holds one. Not frozen, as a field
+# of a frozen one costs a call.
+@dataclass(unsafe_hash=True)
 class Usage:
-    """The tokens of one call.
+    """The tokens of one call; nobody changes it.
 
     Attributes:
         prompt_tokens: the whole prompt, what was read from or written to the provider's cache included.
@@ -85,14 +88,20 @@ def _figures(usage: object) -> dict[str, int]:
     if not isinstance(usage, dict):
         return {}
     figures: dict[str, int] = {}
-    for name, path in _PLACES:
-        value: object = usage
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        # A bool is an int to isinstance, hence the exact type.
-        if type(value) is int and 0 <= value <= LARGEST_FIGURE:
-            figures[name] = value
+    _take_figures(usage, _PLACES, figures)
+    for key, places in _DETAILS:
+        if key in usage and isinstance(details := usage[key], dict):
+            _take_figures(details, places, figures)
     return figures
+
+
+def _take_figures(said: Mapping[str, object], places: tuple[tuple[str, str], ...], figures: dict[str, int]) -> None:
+    for name, key in places:
+        if key in said:
+            value = said[key]
+            # A bool is an int to isinstance, hence the exact type.
+            if type(value) is int and 0 <= value <= LARGEST_FIGURE:
+                figures[name] = value
 
 
 def _usage(figures: Mapping[str, int]) -> Usage | None:
@@ -101,7 +110,7 @@ def _usage(figures: Mapping[str, int]) -> Usage | None:
     Anthropic counts cached tokens beside `input_tokens`, everybody else within the prompt. Anthropic also is the one
     that states no total, which tells the two apart even where a gateway sends the cache counts of both dialects.
     """
-    if not figures.keys() & {"prompt", "completion", "total"}:
+    if "prompt" not in figures and "completion" not in figures and "total" not in figures:
         return None
     read, written = figures.get("read", 0), figures.get("written", 0)
     prompt, completion = figures.get("prompt", 0), figures.get("completion", 0)

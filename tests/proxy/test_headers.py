@@ -13,7 +13,8 @@ Pairs = list[tuple[bytes, bytes]]
 
 def sent(headers: Pairs, *, auth: Auth = BEARER, correlation_id: str | None = None, **defaults: str) -> list[tuple[str, str]]:
     given = {name.replace("_", "-"): value for name, value in defaults.items()}
-    return to_provider(headers, auth=auth, key="sk-key", defaults=given, request_id="r1", correlation_id=correlation_id)
+    got = to_provider(headers, auth=auth, key="sk-key", defaults=given, request_id="r1", correlation_id=correlation_id)
+    return [(name.decode(), value.decode()) for name, value in got]
 
 
 def returned(headers: Pairs, *added: tuple[bytes, bytes]) -> Pairs:

@@ -13,9 +13,13 @@ class Provider:
 
     def __init__(self) -> None:
         self.went_on = self.aborted = 0
+        self.watched: list[float] = []
 
     def go_on(self) -> None:
         self.went_on += 1
+
+    def watch(self, seconds: float) -> None:
+        self.watched.append(seconds)
 
     def abort(self) -> None:
         self.aborted += 1
@@ -47,6 +51,22 @@ async def test_who_stops_waiting_may_wait_again() -> None:
     answer.wake()
     answer.add(b"late")
     assert await answer.chunk() == b"late"
+
+
+async def test_who_waited_too_long_may_wait_again() -> None:
+    provider = Provider()
+    answer = ReceivedAnswer(provider)
+    waiting = asyncio.ensure_future(answer.chunk(7.0))
+    await asyncio.sleep(0)
+    answer.silent()
+    with pytest.raises(TimeoutError):
+        await waiting
+    answer.silent()
+    answer.add(b"late")
+    assert (answer.ready(), answer.ready(), provider.watched) == (b"late", b"", [7.0])
+    answer.add(b"more")
+    assert await answer.chunk(7.0) == b"more"
+    assert provider.watched == [7.0]
 
 
 async def test_what_came_before_a_failure_is_read_first() -> None:

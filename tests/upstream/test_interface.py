@@ -3,7 +3,7 @@
 import pytest
 
 from llm_proxy.errors import InvalidField, UpstreamInvalid
-from llm_proxy.upstream import check_answer, check_base_url, is_private
+from llm_proxy.upstream import check_answer, check_base_url, fields_of, is_private
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -22,7 +22,12 @@ Pairs = list[tuple[bytes, bytes]]
     ids=str,
 )
 def test_an_answer_passes(status: int, headers: Pairs) -> None:
-    check_answer(status, headers)
+    assert check_answer(status, headers) == fields_of(headers)
+
+
+def test_of_a_header_that_comes_twice_the_first_counts_whatever_its_case() -> None:
+    headers = [(b"X-A", b"1"), (b"B", b"2"), (b"x-a", b"3")]
+    assert check_answer(200, headers) == fields_of(headers) == {b"x-a": b"1", b"b": b"2"}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from llm_proxy.upstream import Request
 from llm_proxy.upstream.outgoing import PIECE, head_of, is_in_one_piece, is_repeatable, pieces_of, target_of
 
 PROFILE = shipped().apis["openai"]
+HEADERS = [(b"b", b"2"), (b"A", b"1"), (b"B", "é".encode())]
 GET = Request("GET", "http://a/", [], None, None, PROFILE, PROFILE.timeouts, trusted=True, on_sent=lambda: None)
 
 
@@ -33,7 +34,7 @@ async def pieces(*given: bytes) -> AsyncIterator[bytes]:
 )
 def test_a_url_is_asked_for_as_it_is_written(url: str, origin: tuple[bool, str, int], authority: str, path: str) -> None:
     target = target_of(url)
-    assert (target.origin, target.authority, target.path) == (origin, authority, path)
+    assert (target.origin, target.head, target.path) == (origin, f" {path} HTTP/1.1\r\nHost: {authority}".encode(), path)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_a_url_that_nobody_can_be_asked_for_is_refused(url: str) -> None:
     ],
 )
 def test_a_head_has_its_framing_then_the_headers_as_given(method: str, body: Any, length: int | None, framing: str) -> None:
-    request = dataclasses.replace(GET, method=method, body=body, length=length, headers=[("b", "2"), ("A", "1"), ("B", "é")])
+    request = dataclasses.replace(GET, method=method, body=body, length=length, headers=HEADERS)
     wanted = f"{method} /v1 HTTP/1.1\r\nHost: a:81\r\n{framing}b: 2\r\nA: 1\r\nB: é\r\n\r\n"
     assert head_of(request, target_of("http://a:81/v1")) == wanted.encode()
 
@@ -86,8 +87,8 @@ def test_an_origin_can_be_asked_by_another_name() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"headers": [("a", f"b{end}c")]} for end in ("\r\n", "\n", "\r", "\0")]
-    + [{"headers": [("a\r\nb", "c")]}, {"method": "GET / HTTP/1.1\r\nX:"}, {"method": "G T"}, {"method": ""}],
+    [{"headers": [(b"a", b"b%bc" % end)]} for end in (b"\r\n", b"\n", b"\r", b"\0")]
+    + [{"headers": [(b"a\r\nb", b"c")]}, {"method": "GET / HTTP/1.1\r\nX:"}, {"method": "G T"}, {"method": ""}],
     ids=repr,
 )
 def test_nothing_ends_a_line_but_we(wrong: dict[str, Any]) -> None:

@@ -299,6 +299,22 @@ async def test_deadlines_move_with_the_request_and_end_with_the_head(line: Line)
     other.peer.close()
 
 
+async def test_who_waits_for_a_body_hears_of_silence_and_the_answer_goes_on(line: Line) -> None:
+    reply = line.ask()
+    line.hear(CHUNKED + chunk(b"ab"))
+    assert await reply.chunk(60) == b"ab"
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await reply.chunk(0.02)
+    line.hear(chunk(b"c"))
+    # Who does not wait is not told, however long it takes.
+    await asyncio.sleep(0.04)
+    assert await reply.chunk(0.02) == b"c"
+    line.hear(b"0\r\n\r\n")
+    await asyncio.sleep(0.04)
+    assert await reply.chunk(0.02) == b"" and line.serves_again
+
+
 async def test_a_shorter_deadline_does_not_wait_for_a_longer_ones_timer(line: Line) -> None:
     line.ask(first_byte=60)
     line.hear(answer(b"ok"))

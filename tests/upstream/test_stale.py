@@ -44,7 +44,7 @@ def request(
     url: str,
     method: str,
     body: bytes | AsyncIterator[bytes] | None = None,
-    headers: tuple[tuple[str, str], ...] = (),
+    headers: tuple[tuple[bytes, bytes], ...] = (),
     on_sent: Callable[[], None] = lambda: None,
 ) -> Request:
     length = len(body) if isinstance(body, bytes) else None
@@ -204,7 +204,7 @@ async def test_a_provider_that_closes_at_random_moments_fails_no_call_that_may_b
     async def work(url: str) -> None:
         for number in numbers:
             method = "POST" if number % 2 else "GET"
-            asked = request(url, method, b"body" if number % 2 else None, (("X-Id", f"{method}-{number}"),))
+            asked = request(url, method, b"body" if number % 2 else None, ((b"X-Id", f"{method}-{number}".encode()),))
             try:
                 assert await whole(await upstream.open(asked)) == b'{"ok": true}'
             except UpstreamUnavailable as error:
