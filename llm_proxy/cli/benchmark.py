@@ -2,7 +2,8 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -59,15 +60,26 @@ def command(url: str | None, token: str | None, requests: int, concurrency: int,
         raise click.UsageError("Give a token of the proxy with --token. `llm-proxy manage token create` makes one.")
     url = url or own_address(options.settings())
     body = orjson.dumps(asked(how["model"], how["prompt"], stream=how["stream"]))
-    hidden = json or not sys.stderr.isatty()
-    with click.progressbar(length=requests, file=sys.stderr, show_pos=True, hidden=hidden) as bar:
-        headers, path = headers_of(token, cache=how["cache"]), OPENAI.path(how["model"])
-        load = Load(url, path, headers, body, requests, concurrency, seconds, lambda: bar.update(1))
+    headers, path = headers_of(token, cache=how["cache"]), OPENAI.path(how["model"])
+    with _progress(requests, shown=sys.stderr.isatty() and not json) as tell:
+        load = Load(url, path, headers, body, requests, concurrency, seconds, tell)
         found, took = _run(load)
     report = summed_up(found, took, load)
     echo_json(report) if json else _show(report)
     if report["failed"]:
         raise StartError(f"{report['failed']} of {report['requests']} requests failed: {_why(found)}")
+
+
+@contextmanager
+def _progress(requests: int, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """A bar while the block runs; yields what moves it by one."""
+    if not shown:
+        yield lambda: None
+        return
+    # To draw it for every request would take more time than the requests do.
+    steps = max(1, requests // 100)
+    with click.progressbar(length=requests, file=sys.stderr, show_pos=True, update_min_steps=steps) as bar:
+        yield lambda: bar.update(1)
 
 
 def asked(model: str, prompt: str, *, stream: bool) -> Mapping[str, Any]:

@@ -2,11 +2,15 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 
 import pytest
 from stage.house import House
 from stage.postgres import free_port
+from stage.processes import environment
 from stage.provider import ScriptedProvider, answer
 from stage.scripts import in_turn, sends
 
@@ -92,6 +96,18 @@ async def test_time_that_is_up_ends_it(benchmark: Benchmark) -> None:
         done = await benchmark("-n", "1000", "-c", "1", "--seconds", "0.3", api_base=slow)
     assert done.code == 0
     assert "of 1000, then the time was up" in done.out
+
+
+async def test_on_a_terminal_a_bar_shows_how_far_it_is(house: House, fake: str) -> None:
+    ours, theirs = os.openpty()
+    words = ("benchmark", "--url", house.url, "--token", await house.token_for(fake), "-n", "3")
+    command = [sys.executable, "-m", "llm_proxy", *words]
+    done = await asyncio.to_thread(subprocess.run, command, stderr=theirs, stdout=subprocess.PIPE, env=environment(TERM="xterm"))
+    os.close(theirs)
+    drawn = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert done.returncode == 0 and done.stdout.startswith(b"3 requests, ")
+    assert "0/3" in drawn and "3/3" in drawn
 
 
 async def test_a_wrong_token_is_refused_in_the_proxys_words(house: House, cli: Cli) -> None:
