@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 
 from benchmarks import peers, rows, soak, table
 from benchmarks.cases import Bench, Case, all_cases
@@ -46,7 +47,7 @@ def arguments(names: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def measured(bench: Bench, cases: Sequence[Case], rounds: int) -> tuple[Samples, list[str]]:
+def measure(bench: Bench, cases: Sequence[Case], rounds: int) -> tuple[Samples, list[str]]:
     """The samples of each case and subject, taken in turns, with a line for each that could not be taken."""
     samples: Samples = defaultdict(lambda: defaultdict(list))
     failures: list[str] = []
@@ -77,24 +78,48 @@ def figures_of(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> dict[st
     return {case: {subject: median(taken) for subject, taken in found.items()} for case, found in samples.items()}
 
 
-def run(asked: argparse.Namespace, stack: ExitStack) -> tuple[Figures, list[str]]:
-    """Build the scene and measure; returns the medians and what else is to be said."""
+def turns_of(samples: Mapping[str, Mapping[str, Sequence[Sample]]]) -> list[Figures]:
+    """The samples of each turn; one in which something failed may have fewer."""
+    count = max((len(taken) for found in samples.values() for taken in found.values()), default=0)
+    return [
+        {case: {subject: taken[turn] for subject, taken in found.items() if turn < len(taken)} for case, found in samples.items()}
+        for turn in range(count)
+    ]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A run: its samples, its rows, what else is to be said."""
+
+    samples: Samples
+    rows: Sequence[Row]
+    said: Sequence[str]
+
+
+def run(asked: argparse.Namespace, stack: ExitStack) -> Measured:
+    """Build the scene and measure."""
     folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-proxy-bench")))
     found, said = peers.available() if asked.with_peers else ({}, [])
     bench = Bench(Scene(stack, folder), stack, asked.seconds, found)
     cases = [case for case in all_cases(tuple(found)) if not asked.only or case.name in asked.only]
-    samples, failures = measured(bench, cases, asked.rounds)
+    samples, failures = measure(bench, cases, asked.rounds)
     figures = figures_of(samples)
     if minutes := asked.soak or (soak.MINUTES if "soak" in (asked.only or ()) else 0):
         course = soak.run(bench, minutes, _tell)
         figures["soak"] = {PROXY: course.sample()}
         said.append(course.note())
-    return figures, [*rows.notes(figures), *said, *dict.fromkeys(failures)]
+    said = [*rows.notes(figures), *said, *dict.fromkeys(failures)]
+    return Measured(samples, rows.rows(figures, turns_of(samples)), said)
 
 
-def keep(path: pathlib.Path, about: Mapping[str, str], shown: Sequence[Row], said: Sequence[str]) -> None:
+def keep(path: pathlib.Path, about: Mapping[str, str], measured: Measured) -> None:
     """Keep the run as JSON."""
-    kept = {"machine": about, "rows": [row.as_json() for row in shown], "notes": list(said)}
+    samples = {
+        case: {subject: [asdict(sample) for sample in taken] for subject, taken in found.items()}
+        for case, found in measured.samples.items()
+    }
+    shown = [row.as_json() for row in measured.rows]
+    kept = {"machine": about, "rows": shown, "notes": list(measured.said), "samples": samples}
     path.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -109,17 +134,16 @@ def main() -> None:
     about, began = facts(), time.monotonic()
     try:
         with ExitStack() as stack:
-            figures, said = run(asked, stack)
+            measured = run(asked, stack)
     except Failed as failure:
         sys.exit(str(failure))
     except KeyboardInterrupt:
         sys.exit("Stopped; nothing is left running.")
     about["took"] = f"{(time.monotonic() - began) / 60:.0f} minutes, {asked.rounds} × {asked.seconds:g} s a case"
-    shown = rows.rows(figures)
-    text = table.report(about, shown, said)
+    text = table.report(about, measured.rows, measured.said)
     print(text)
     if asked.json:
-        keep(asked.json, about, shown, said)
+        keep(asked.json, about, measured)
     if asked.write:
         table.write(DOCUMENT, text)
 

@@ -139,7 +139,7 @@ def measure_chunks(calls: Calls, connections: int, least: float, bench: Bench, s
     found, cpu, site = load(bench, target, seconds=seconds, connections=connections)
     chunks = found.bytes / whole * CHUNKS
     # Whatever comes later than the pace of the provider allows.
-    late = max(0.0, found.p99 - STREAMS[calls.provider][0] * (CHUNKS - 1))
+    late = max(0.0, found.p99 - STREAMS[calls.provider][0] * CHUNKS)
     more = {"late ms": late, "busy": cpu / 1e6 / found.took}
     return Sample(chunks / found.took, cpu / max(1, chunks), site.process.rss(), sum(found.errors.values()), more)
 

@@ -66,6 +66,6 @@ def facts() -> dict[str, str]:
         "processor": f"{_processor()}, {os.cpu_count()} cores, {memory} GiB",
         "system": f"Linux {platform.release()}, Python {platform.python_version()}",
         "nginx": _said(program("nginx"), "-v").rpartition("/")[2],
-        "priority": "real-time" if real_time() else "ordinary (not root)",
+        "priority": "real-time" if real_time() else "ordinary",
         "load average at the start": f"{os.getloadavg()[0]:.1f}",
     }

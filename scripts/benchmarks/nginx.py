@@ -19,7 +19,8 @@ def _framed(folder: pathlib.Path, name: str, servers: str) -> str:
     """A whole configuration; a master's worker would outlive us where we are killed, so there is one process."""
     temporary = " ".join(f"{kind}_temp_path {folder / kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
     return f"""
-worker_processes 1; worker_rlimit_nofile 65536; daemon off; master_process off; pid {folder / name}.pid; error_log {folder / name}.err;
+worker_processes 1; worker_rlimit_nofile 65536; daemon off; master_process off;
+pid {folder / name}.pid; error_log {folder / name}.err;
 {"user root;" if folder.owner() == "root" else ""}
 events {{ worker_connections 32768; }}
 http {{

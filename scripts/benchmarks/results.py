@@ -68,17 +68,24 @@ class Bar:
         aim = f" (aim {number(self.aim)})" if self.aim is not None else ""
         return f"{'≤' if self.at_most else '≥'} {number(self.limit)}{self.unit}{aim}"
 
-    def verdict(self, figure: float | None) -> str:
-        """Whether a figure meets it, else by how much it does not."""
+    def verdict(self, figure: float | None, noise: float = 0.0) -> str:
+        """Whether a figure meets it, else by how much it does not; a figure that noise may have put on its side does not tell."""
         if figure is None:
             return "not measured"
+        if abs(figure - self.limit) < noise:
+            return f"too noisy to tell (± {number(noise)})"
         short = (figure - self.limit) if self.at_most else (self.limit - figure)
         return "met" if short <= 0 else f"missed by {max(1, round(100 * short / self.limit))} %"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; `others` are peers by name."""
+    """A line of the table.
+
+    Attributes:
+        others: peers by name.
+        noise: how far the figure was off its median, in either direction, where it is a difference.
+    """
 
     title: str
     unit: str
@@ -86,6 +93,7 @@ class Row:
     nginx: Sample | None = None
     bars: Sequence[Bar] = ()
     others: Mapping[str, Sample] = field(default_factory=dict)
+    noise: float = 0.0
 
     @property
     def ratio(self) -> float | None:
@@ -100,7 +108,7 @@ class Row:
 
     def verdict(self) -> str:
         """What became of all its bars."""
-        found = [bar.verdict(self.figure(bar.of)) for bar in self.bars]
+        found = [bar.verdict(self.figure(bar.of), self.noise) for bar in self.bars]
         return "met" if found and set(found) == {"met"} else "; ".join(found)
 
     def as_json(self) -> dict[str, object]:
@@ -112,6 +120,7 @@ class Row:
             "proxy": self.proxy and dataclasses.asdict(self.proxy),
             "nginx": self.nginx and dataclasses.asdict(self.nginx),
             "ratio": self.ratio,
+            "noise": self.noise,
             "others": kept,
             "bars": [bar.text() for bar in self.bars],
             "verdict": self.verdict(),

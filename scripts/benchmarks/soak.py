@@ -29,7 +29,7 @@ class Course:
         """Memory over time, in ten figures at most."""
         every = max(1, len(self.steps) // 10)
         kept = [*self.steps[:-1:every], self.steps[-1]]
-        course = ", ".join(f"{minutes:.0f} min {rss:.1f}" for minutes, rss in kept)
+        course = ", ".join(f"{minutes:.1f} min {rss:.1f}" for minutes, rss in kept)
         return f"Soak of {self.steps[-1][0]:.0f} minutes, {self.calls:,} calls with everything on; MiB resident: {course}."
 
 
