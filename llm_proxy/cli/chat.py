@@ -17,7 +17,7 @@ from llm_proxy.errors import StartError
 from llm_proxy.tokens import PREFIX
 
 
-def _never_a_providers_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def never_a_providers_key(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """What OPENAI_API_KEY holds is most often OpenAI's own key, and none of the proxy's business."""
     from_environment = ctx.get_parameter_source("token") is ParameterSource.ENVIRONMENT
     return None if value and from_environment and not value.startswith(PREFIX) else value
@@ -28,7 +28,7 @@ def _never_a_providers_key(ctx: click.Context, param: click.Parameter, value: st
 @click.option(
     "--token",
     envvar="OPENAI_API_KEY",
-    callback=_never_a_providers_key,
+    callback=never_a_providers_key,
     help="A token of the proxy.  [default: OPENAI_API_KEY where it is one, else the quickstart's]",
 )
 @click.option("--model", default="gpt-4o-mini", show_default=True, help="The model to ask.")

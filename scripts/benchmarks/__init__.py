@@ -1,0 +1,1 @@
+"""What `scripts/bench` and `scripts/profile` run: the proxy under load on this machine, beside nginx."""
