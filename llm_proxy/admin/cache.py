@@ -27,6 +27,8 @@ async def show(visit: Visit) -> web.Response:
 
 async def _show(visit: Visit, problems: Mapping[str, str]) -> web.Response:
     figures = await acts.shown(visit.context)
+    # Most projects never ask for what can be kept.
+    figures["projects"] = [row for row in figures["projects"] if row["entries"] or row["hits"] or row["misses"]]
     for row in figures["projects"]:
         found = await projects.get(visit.context.database, row["project_id"]) if row["project_id"] else None
         row["name"] = found.name if found else row["project_id"]

@@ -16,7 +16,7 @@ async def tenant(house: House, provider: ScriptedProvider) -> Tenant:
 
 
 async def test_figures_are_shown(visitor: Visitor, tenant: Tenant) -> None:
-    assert "Nothing was asked for yet" in (await visitor.get("/admin/cache")).text
+    assert "nothing was looked up yet" in (await visitor.get("/admin/cache")).text
     for _ in range(4):
         await tenant.send()
     page = await visitor.get("/admin/cache")
