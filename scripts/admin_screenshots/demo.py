@@ -44,7 +44,7 @@ TOKENS: tuple[tuple[str, dict[str, Any]], ...] = (
 POOL: tuple[dict[str, Any], ...] = (
     {"id": "openai-eu", "name": "OpenAI, Europe", "weight": 3},
     {"id": "openai-us", "name": "OpenAI, United States", "weight": 1},
-    {"id": "anthropic", "name": "Anthropic", "provider_type": "anthropic", "model_mapping": {"claude-*": "claude-*"}},
+    {"id": "shared-anthropic", "name": "Anthropic", "provider_type": "anthropic", "model_mapping": {"claude-*": "claude-*"}},
     {"id": "groq-trial", "name": "Groq (trial)", "provider_type": "groq", "weight": 0},
 )
 # Keys of the busiest project.

@@ -36,7 +36,6 @@ async def make_token(page: Page) -> None:
         ("Project", "Mobile app"),
         ("Name", "Android 8.2"),
         ("Quota of requests", "250000"),
-        ("Models", "gpt-4o*"),
     ):
         await page.get_by_label(label, exact=True).fill(value)
     await page.get_by_label("Good for").select_option("90 days")
