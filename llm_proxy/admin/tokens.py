@@ -145,9 +145,10 @@ async def update(visit: Visit) -> web.Response:
     given["expires_at"] = given["expires_at"] or None
     try:
         [row] = rows_of(visit.context, [await acts.get(visit.context, id)])
-        if given["expires_at"] == _to_the_second(row["expires_at"]):
-            # It was left as it stood there; its milliseconds stay too.
-            del given["expires_at"]
+        # What was left as it stood there stays, the milliseconds of its end and the want of a name too.
+        for name, stood in (("name", row["name"]), ("expires_at", _to_the_second(row["expires_at"]))):
+            if (given[name] or "") == (stood or ""):
+                del given[name]
         await acts.update(visit.context, visit.who, id, given)
     except ApiError as error:
         return await _show(visit, await acts.get(visit.context, id), problems_of(error, CHANGES))
