@@ -31,7 +31,9 @@ def moment(name: str, value: object) -> int:
     """A time in the future, at most a year away, in milliseconds since the epoch."""
     at, now = from_rfc3339(name, value), now_ms()
     if not now < at <= now + LONGEST_MS:
-        raise InvalidField(name, "give a time in the future, at most a year away; null is for a token that does not expire.")
+        raise InvalidField(
+            name, "give a time in the future, at most a year away, or leave it empty: such a token does not expire."
+        )
     return at
 
 

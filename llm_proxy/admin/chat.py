@@ -7,10 +7,10 @@ import aiohttp_jinja2
 import orjson
 from aiohttp import web
 
-from llm_proxy import projects
 from llm_proxy.acts import tokens as token_acts
 from llm_proxy.acts.checks import takes_deployments
 from llm_proxy.admin.asking import Outcome, Question, ask
+from llm_proxy.admin.choosers import by_name, choices, chosen
 from llm_proxy.admin.lists import filters_of
 from llm_proxy.admin.live import NOTHING, stream
 from llm_proxy.admin.playground import TOKEN_MINUTES, TOKEN_REQUESTS, Playground, Talk
@@ -18,9 +18,7 @@ from llm_proxy.admin.snippets import OPENAI_MODEL, model_for
 from llm_proxy.admin.visits import PROXY, Visit, problems_of
 from llm_proxy.chats import ANTHROPIC, AZURE, DIALECTS, OPENAI, Dialect, Messages
 from llm_proxy.context import Context
-from llm_proxy.db.sql import Page
 from llm_proxy.errors import ApiError, InvalidField
-from llm_proxy.projects import Project
 from llm_proxy.providers import routing
 from llm_proxy.providers.mapping import without_suffix
 from llm_proxy.providers.profiles import Profile
@@ -29,7 +27,6 @@ from llm_proxy.secret import Secret
 PLAYGROUND = web.AppKey("playground", Playground)
 FIELDS = ("project_id", "token", "dialect", "model", "system", "question")
 CHOICES = [("", "As the provider has it"), *((dialect.id, dialect.title) for dialect in DIALECTS.values())]
-MOST_PROJECTS = 200
 MOST_MODELS = 500
 NONE: Mapping[str, str] = {}
 LONGEST_MODEL, LONGEST_TOKEN = 200, 500
@@ -73,13 +70,14 @@ async def _show(
     talk: Talk | None = None,
     is_gone: bool = False,
 ) -> web.Response:
-    choices = await _choices(visit.context, form.get("project_id", ""))
-    chosen = form.get("project_id", choices[0].id if choices else "")
-    models = await models_of(visit.context, chosen) or [OPENAI_MODEL]
+    database = visit.context.database
+    offered = await choices(database, is_active=True)
+    form = await by_name(database, {"dialect": "", "project_id": offered.newest, **form})
+    models = await models_of(visit.context, await _project_id(visit.context, form["project_id"])) or [OPENAI_MODEL]
     facts = {
-        "form": {"dialect": "", "project_id": chosen, "model": models[0], **form},
+        "form": {"model": models[0], **form},
         "problems": problems,
-        "projects": [(one.id, one.name) for one in choices],
+        "projects": offered,
         "dialects": CHOICES,
         "models": models,
         "messages": talk.messages if talk else messages_in(form.get("conversation", "")),
@@ -87,19 +85,19 @@ async def _show(
         "outcome": talk.outcome if talk else None,
         "advice": _advice(talk.outcome) if talk else None,
         "is_gone": is_gone,
+        "proxy_url": visit.request.app[PROXY].url,
         "minutes": TOKEN_MINUTES,
         "requests": TOKEN_REQUESTS,
     }
     return visit.show("chat.html", facts, 400 if problems else 200)
 
 
-async def _choices(context: Context, wanted: str) -> list[Project]:
-    """The active projects to choose from, newest first, the one that is wanted among them."""
-    found = (await projects.find(context.database, Page(MOST_PROJECTS), is_active=True))[:MOST_PROJECTS]
-    if wanted and wanted not in {one.id for one in found}:
-        one = await projects.get(context.database, wanted)
-        found = [one, *found] if one else found
-    return found
+async def _project_id(context: Context, given: str) -> str:
+    """The id of the project that is meant; empty where that is not clear, which only a question has to say."""
+    try:
+        return (await chosen(context.database, given)).id
+    except InvalidField:
+        return ""
 
 
 async def models_of(context: Context, project_id: str) -> list[str]:
@@ -190,8 +188,8 @@ async def _question(visit: Visit) -> Question:
         raise InvalidField("question", "say something.")
     if not model or len(model) > LONGEST_MODEL or not model.isprintable():
         raise InvalidField("model", "name a model, such as gpt-4o-mini.")
-    chosen = form.get("dialect", "")
-    if chosen and chosen not in DIALECTS:
+    spoken = form.get("dialect", "")
+    if spoken and spoken not in DIALECTS:
         raise InvalidField("dialect", "choose one of these.")
     token, project_id = await _token(visit)
     return Question(
@@ -199,7 +197,7 @@ async def _question(visit: Visit) -> Question:
         # The name by which this site was reached is one that the proxy answers too.
         host=visit.request.host if context.settings.allowed_hosts else "",
         token=token,
-        dialect=DIALECTS[chosen] if chosen else await _dialect(context, project_id, model),
+        dialect=DIALECTS[spoken] if spoken else await _dialect(context, project_id, model),
         model=model,
         system=form.get("system", "").strip(),
         messages=[*messages, {"role": "user", "content": asked}],
@@ -212,17 +210,18 @@ async def _token(visit: Visit) -> tuple[Secret, str]:
     Raises:
         ApiError: there is none.
     """
-    pasted, project_id = visit.form.get("token", "").strip(), visit.form.get("project_id", "")
+    pasted, given = visit.form.get("token", "").strip(), visit.form.get("project_id", "").strip()
     playground, session = visit.request.app[PLAYGROUND], visit.session.id_hash
     before = playground.find(session, visit.form.get("talk", ""))
     if pasted:
         if len(pasted) > LONGEST_TOKEN or not pasted.isascii() or not pasted.isprintable() or " " in pasted:
             raise InvalidField("token", "this is no token: it begins with sk-lp-.")
         return Secret(pasted), await _project_of(visit.context, pasted)
-    if not project_id:
+    if not given:
         if before and not before.form.get("project_id"):
             return before.question.token, await _project_of(visit.context, before.question.token.reveal())
         raise InvalidField("project_id", "choose a project, or paste a token.")
+    project_id = (await chosen(visit.context.database, given)).id
     token = playground.token_of(session, project_id)
     if token is None:
         token = await _make_token(visit, project_id)

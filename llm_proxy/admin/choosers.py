@@ -25,6 +25,11 @@ class Choices:
         names = [one.name for one in self.projects if one.id != projects.DEFAULT_ID]
         return names[0] if len(names) == 1 else ""
 
+    @property
+    def newest(self) -> str:
+        """The name of the one that was made last, where there is one besides that of the master keys."""
+        return next((one.name for one in self.projects if one.id != projects.DEFAULT_ID), "")
+
 
 async def choices(connection: Connection, *, is_active: bool | None = None) -> Choices:
     """The newest projects, to be offered while somebody writes."""

@@ -1,5 +1,6 @@
 """Pages of tokens."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -107,7 +108,12 @@ async def show(visit: Visit) -> web.Response:
 
 async def _show(visit: Visit, token: Token, problems: Mapping[str, str]) -> web.Response:
     [row] = rows_of(visit.context, [token])
-    stored = {**row, "allowed_models": "\n".join(row["allowed_models"]), "metadata": as_pairs(row["metadata"])}
+    stored = {
+        **row,
+        "expires_at": _to_the_second(row["expires_at"]),
+        "allowed_models": "\n".join(row["allowed_models"]),
+        "metadata": as_pairs(row["metadata"]),
+    }
     secret = visit.news.secret if visit.news else ""
     facts = {
         "token": row,
@@ -116,6 +122,11 @@ async def _show(visit: Visit, token: Token, problems: Mapping[str, str]) -> web.
         "snippets": await snippets_for(visit, token, secret) if secret else [],
     }
     return visit.show("token.html", facts, 400 if problems else 200)
+
+
+def _to_the_second(moment: str | None) -> str:
+    """A time as the form shows it: nobody means milliseconds."""
+    return re.sub(r"\.\d+Z$", "Z", moment or "")
 
 
 async def snippets_for(visit: Visit, token: Token, secret: str) -> list[Snippet]:
@@ -133,6 +144,11 @@ async def update(visit: Visit) -> web.Response:
     given = read_fields(visit.form, CHANGES)
     given["expires_at"] = given["expires_at"] or None
     try:
+        [row] = rows_of(visit.context, [await acts.get(visit.context, id)])
+        # What was left as it stood there stays, the milliseconds of its end and the want of a name too.
+        for name, stood in (("name", row["name"]), ("expires_at", _to_the_second(row["expires_at"]))):
+            if (given[name] or "") == (stood or ""):
+                del given[name]
         await acts.update(visit.context, visit.who, id, given)
     except ApiError as error:
         return await _show(visit, await acts.get(visit.context, id), problems_of(error, CHANGES))

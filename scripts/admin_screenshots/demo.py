@@ -44,7 +44,7 @@ TOKENS: tuple[tuple[str, dict[str, Any]], ...] = (
 POOL: tuple[dict[str, Any], ...] = (
     {"id": "openai-eu", "name": "OpenAI, Europe", "weight": 3},
     {"id": "openai-us", "name": "OpenAI, United States", "weight": 1},
-    {"id": "anthropic", "name": "Anthropic", "provider_type": "anthropic", "model_mapping": {"claude-*": "claude-*"}},
+    {"id": "shared-anthropic", "name": "Anthropic", "provider_type": "anthropic", "model_mapping": {"claude-*": "claude-*"}},
     {"id": "groq-trial", "name": "Groq (trial)", "provider_type": "groq", "weight": 0},
 )
 # Keys of the busiest project.
@@ -182,9 +182,10 @@ async def _ask(
 async def _remember_a_day(house: House) -> None:
     """Count the calls that were made again and again over the last day, more by day than by night."""
     history, now = house.context.history, now_ms()
+    # The busiest time is now, when as many were made in a minute as this house has seen in its first.
     for minute in range(24 * 60 - 1, 0, -1):
-        busy = 1.15 - math.cos((24 * 60 - minute) / (24 * 60) * 2 * math.pi - 0.9)
-        for event in CHANCE.choices(house.events, k=round(busy * CHANCE.uniform(9, 15))):
+        busy = 1.15 - math.cos((24 * 60 - minute) / (24 * 60) * 2 * math.pi - 3.6)
+        for event in CHANCE.choices(house.events, k=round(busy * CHANCE.uniform(70, 110))):
             history.count(dataclasses.replace(event, started_at=now - minute * MINUTE_MS))
         if minute % 60 == 0:
             await history.settle()

@@ -8,7 +8,7 @@ import tempfile
 
 from demo import Demo, furnished
 from palette import reduced
-from playwright.async_api import Browser
+from playwright.async_api import Browser, Page
 from stage.chromium import Watched, open_chromium
 from stage.house import open_house, settings_for
 
@@ -17,7 +17,9 @@ from llm_proxy.admin import PAGES
 
 README = pathlib.Path(__file__).parents[2] / "deploy" / "screenshots"
 # The pictures of the README by name: a page, with the names of demo things in its places.
-SHOWN = {"projects": "projects", "tokens": "tokens", "providers": "providers"}
+# The last is that of a token that was just made, to which no path leads.
+MADE = "token-made"
+SHOWN = {"dashboard": "dashboard", "requests": "requests", MADE: "new-token"}
 WIDE = {"width": 1440, "height": 900}
 NARROW = {"width": 360, "height": 800}
 
@@ -25,7 +27,20 @@ NARROW = {"width": 360, "height": 800}
 def every_page(demo: Demo) -> dict[str, str]:
     """All pages of the site by the names of their pictures."""
     paths = [path for path, _ in PAGES if not path.startswith("audit-export")]
-    return {path.replace("/", "-").replace("{", "").replace("}", ""): demo.filled(path) for path in paths}
+    return {path.replace("/", "-").replace("{", "").replace("}", ""): demo.filled(path) for path in paths} | {MADE: "new-token"}
+
+
+async def make_token(page: Page) -> None:
+    """Make a token with the form that is open."""
+    for label, value in (
+        ("Project", "Mobile app"),
+        ("Name", "Android 8.2"),
+        ("Quota of requests", "250000"),
+    ):
+        await page.get_by_label(label, exact=True).fill(value)
+    await page.get_by_label("Good for").select_option("90 days")
+    await page.get_by_role("button", name="Make the token").click()
+    await page.get_by_text("Copy this token now").wait_for()
 
 
 async def take(browser: Browser, site: str, pages: dict[str, str], folder: pathlib.Path, *, all_looks: bool) -> None:
@@ -36,6 +51,8 @@ async def take(browser: Browser, site: str, pages: dict[str, str], folder: pathl
         await tab.log_in()
         for name, path in pages.items():
             await tab.open(path)
+            if name == MADE:
+                await make_token(tab.page)
             for size in (WIDE, NARROW) if all_looks else (WIDE,):
                 await tab.page.set_viewport_size(size)
                 picture = await tab.page.screenshot(full_page=all_looks)

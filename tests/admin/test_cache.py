@@ -16,7 +16,7 @@ async def tenant(house: House, provider: ScriptedProvider) -> Tenant:
 
 
 async def test_figures_are_shown(visitor: Visitor, tenant: Tenant) -> None:
-    assert "Nothing was asked for yet" in (await visitor.get("/admin/cache")).text
+    assert "nothing was looked up yet" in (await visitor.get("/admin/cache")).text
     for _ in range(4):
         await tenant.send()
     page = await visitor.get("/admin/cache")
@@ -24,12 +24,14 @@ async def test_figures_are_shown(visitor: Visitor, tenant: Tenant) -> None:
     assert f"/admin/projects/{tenant.project}" in page.links
 
 
-@pytest.mark.parametrize("way", ["prefix", "project", "path", "key", "all"])
+@pytest.mark.parametrize("way", ["prefix", "project", "named", "path", "key", "all"])
 async def test_each_way_purges_what_its_preview_says(visitor: Visitor, api: Management, tenant: Tenant, way: str) -> None:
     reply = await tenant.send()
+    name = (await api.done("GET", f"/manage/projects/{tenant.project}"))["name"]
     fields = {
         "prefix": {"way": "prefix", "prefix": "/v1/mod"},
         "project": {"way": "project", "project_id": tenant.project},
+        "named": {"way": "project", "project_id": name},
         "path": {"way": "project", "path": "/v1/models", "method": "GET"},
         "key": {"way": "key", "key": key_of(reply)},
         "all": {"way": "all"},
@@ -38,6 +40,7 @@ async def test_each_way_purges_what_its_preview_says(visitor: Visitor, api: Mana
     seal = page.form("/admin/cache/preview").fields["seal"]
     page = await visitor.post("/admin/cache/preview", {**fields, "seal": seal})
     assert "Entries now: 1." in page.text
+    assert way not in ("project", "named") or name in page.text
     assert await tenant.how() == "hit", "a preview purges nothing"
     page = await visitor.send(page, "/admin/cache/purge")
     assert "Entries purged here: 1." in page.text
@@ -52,6 +55,7 @@ async def test_what_cannot_be_purged_is_told_beside_its_field(visitor: Visitor) 
         ({"way": "prefix", "prefix": "models"}, "prefix"),
         ({"way": "key"}, "key"),
         ({"way": "project", "method": "GET"}, "key"),
+        ({"way": "project", "project_id": "nobody"}, "project_id"),
         ({}, "key"),
     ):
         for action in ("preview", "purge"):

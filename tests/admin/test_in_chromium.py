@@ -129,6 +129,7 @@ async def test_a_token_is_made_copied_and_not_made_again_by_a_reload(house: Hous
         await tab.page.keyboard.press("Enter")
         await tab.page.wait_for_selector("#secret")
         secret = used(await tab.page.input_value("#secret"))
+        assert await tabbed_through(tab, "the new secret") == {}
         await tab.page.click("button[data-copy=secret]")
         await tab.page.wait_for_selector("text=Copied")
         assert await tab.page.evaluate("navigator.clipboard.readText()") == secret
@@ -138,6 +139,13 @@ async def test_a_token_is_made_copied_and_not_made_again_by_a_reload(house: Hous
         assert await tab.page.locator("#secret").count() == 0
         found = await find_tokens(house.context.database, Page())
         assert [token.name for token in found] == ["app"]
+        # A page that only an act shows, on a phone, where the navigation is a menu.
+        await tab.page.set_viewport_size({"width": 360, "height": 800})
+        await tab.open("cache")
+        await tab.page.click("text=Purge all…")
+        await tab.page.wait_for_selector("text=Purge the cache?")
+        assert await tabbed_through(tab, "the preview of a purge") == {}
+        assert await tab.page.locator(".menu").get_by_role("link", name="Health").is_visible()
         # Another site's page cannot send a form here, even though this browser is logged in.
         other = await context.new_page()
         await other.goto("about:blank")

@@ -86,3 +86,16 @@ async def test_the_built_in_project_keeps_its_name(house: House, visitor: Visito
     page = await visitor.send(await visitor.get(here), here, rate_limit="5")
     assert "The project was changed" in page.text and page.values["rate_limit"] == "5"
     assert "they are the master keys" in (await visitor.get(f"{here}/deactivate")).text
+
+
+async def test_limits_are_told_in_words(visitor: Visitor, api: Management) -> None:
+    for name, limits in (
+        ("usual", {}),
+        ("limited", {"rate_limit": 5, "rate_limit_per_minute": 1000}),
+        ("free", {"rate_limit": 0, "max_parallel": 2}),
+    ):
+        await api.done("POST", "/manage/projects", {"name": name, **limits})
+    text = (await visitor.get("/admin/projects")).text
+    assert "usual active default" in text
+    assert "limited active 5 a second, 1 000 a minute" in text
+    assert "free active any number a second, 2 at a time" in text

@@ -88,6 +88,19 @@ async def test_a_token_is_edited_in_every_field(visitor: Visitor, api: Managemen
     assert (page.status, list(page.problems), page.values["name"]) == (400, ["expires_at"], "kept")
 
 
+async def test_what_is_left_as_it_stands_is_not_changed(visitor: Visitor, api: Management) -> None:
+    token = await api.token(await api.project(), duration_minutes=60)
+    here = f"/admin/tokens/{token['id']}"
+    page = await visitor.get(here)
+    shown = page.values["expires_at"]
+    assert len(shown) == len("2026-12-31T23:59:59Z") and token["expires_at"].startswith(shown.removesuffix("Z"))
+    page = await visitor.send(page, here, max_requests="7")
+    changed = await api.done("GET", here.replace("admin", "manage"))
+    assert (changed["max_requests"], changed["name"], changed["expires_at"]) == (7, token["name"], token["expires_at"])
+    await visitor.send(page, here, expires_at="")
+    assert (await api.done("GET", here.replace("admin", "manage")))["expires_at"] is None
+
+
 async def test_a_token_is_revoked(visitor: Visitor, api: Management) -> None:
     token = await api.token(await api.project())
     here = f"/admin/tokens/{token['id']}"
