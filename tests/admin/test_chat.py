@@ -141,7 +141,7 @@ async def test_anthropics_dialect_is_that_of_anthropics_providers(
 ) -> None:
     provider.script = of_anthropic
     project = await house.project(provider.url, provider_type="anthropic")
-    page = await ask(visitor, project_id=project, system="Be brief.", model="claude-3-5-haiku-latest")
+    page = await ask(visitor, project_id=project, system="Be brief.", model="claude-haiku-4-5")
     assert turns(page) == [("user", "Hello"), ("assistant", "Hello, you.")] and "9 in, 4 out" in page.text
     [exchange] = provider.exchanges
     assert exchange.request_line == b"POST /v1/messages HTTP/1.1"

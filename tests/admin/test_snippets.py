@@ -107,7 +107,7 @@ def test_the_address_is_one_at_which_the_proxy_can_be_reached(bound: str, wildca
         ((), "openai", "gpt-4o-mini"),
         (("gpt-4*", "o3"), "openai", "o3"),
         (('a"b',), "x", "gpt-4o-mini"),
-        ((), "anthropic", "claude-3-5-haiku-latest"),
+        ((), "anthropic", "claude-haiku-4-5"),
     ],
 )
 def test_the_model_is_one_the_token_may_use(allowed: tuple[str, ...], dialect: str, model: str) -> None:
