@@ -21,6 +21,8 @@ from llm_proxy.tasks import Tasks
 log = logging.getLogger(__name__)
 
 SLOT_SECONDS = 30
+# A command that was given up may reach Redis after those that were sent later on other connections.
+LATE_SECONDS = 1.0
 # The next look may be a while away.
 RENEW_SECONDS = 10.0 - PROBE_SECONDS
 # Slots that cannot be freed while Redis is away; those beyond expire by themselves.
@@ -94,11 +96,11 @@ class RedisLimiter:
         try:
             answer = await self._link.ask(lambda: self._evaluate(limits, id))
         except asyncio.CancelledError:
-            self._end(limits, id)
+            self._end_twice(limits, id)
             raise
         except NO_ANSWER:
             # It may have counted nevertheless: a rate errs on the strict side, a slot would be held for long.
-            self._end(limits, id)
+            self._end_twice(limits, id)
             return self._take_without(limits)
         return self._decision(limits, id, answer)
 
@@ -169,9 +171,18 @@ class RedisLimiter:
     def _end(self, limits: Limits, id: str) -> None:
         self._something_to_send.set()
         for slots in limits.slots:
-            if self._unsent < MOST_UNSENT:
+            if self._unsent < MOST_UNSENT and id not in self._ended.get(slots.key, ()):
                 self._ended.setdefault(slots.key, {})[id] = None
                 self._unsent += 1
+
+    def _end_twice(self, limits: Limits, id: str) -> None:
+        """Free slots of which nobody knows whether they were taken: now, and when Redis must have heard that they were."""
+        self._end(limits, id)
+        self._tasks.start("slots that were taken late", self._end_late(limits, id))
+
+    async def _end_late(self, limits: Limits, id: str) -> None:
+        await asyncio.sleep(LATE_SECONDS)
+        self._end(limits, id)
 
     async def open(self) -> None:
         """Look whether Redis is there at all, so that no call has to find out; from now on follow whether it is."""

@@ -298,6 +298,40 @@ async def test_a_client_that_leaves_while_redis_is_asked_holds_no_slot(redis_ser
         assert (await bench.limiter.take(parallel(1))).granted
 
 
+async def test_a_slot_that_redis_gives_after_its_client_left_is_freed_all_the_same(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_proxy.limits.redis.LATE_SECONDS", 0.2)
+    async with open_bench(redis_server.uri) as bench:
+        evaluate, late = bench.limiter._evaluate, asyncio.Event()
+        taken: list[asyncio.Task[list[int]]] = []
+
+        async def take_late(limits: Limits, id: str) -> list[int]:
+            async def command() -> list[int]:
+                await late.wait()
+                return await evaluate(limits, id)
+
+            taken.append(asyncio.create_task(command()))
+            return await asyncio.shield(taken[0])
+
+        monkeypatch.setattr(bench.limiter, "_evaluate", take_late)
+        leaving = asyncio.create_task(bench.limiter.take(parallel(1)))
+        await asyncio.sleep(0)
+        while not taken:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        while bench.limiter._ended:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        late.set()
+        assert (await taken[0])[0] == 1
+        key = "ratelimit:{p}:parallel"
+        assert await bench.redis.zcard(key) == 1
+        async with asyncio.timeout(PATIENTLY):
+            while await bench.redis.zcard(key):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
 async def test_without_fallback_calls_are_refused_until_redis_is_back(mortal_redis: RedisServer) -> None:
     async with open_bench(mortal_redis.uri, fallback=False) as bench:
         mortal_redis.kill()
