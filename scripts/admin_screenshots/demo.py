@@ -17,14 +17,14 @@ from stage.house import House
 from llm_proxy.acts import master_keys, projects, providers, tokens
 from llm_proxy.audit import Who
 from llm_proxy.clock import DAY_MS, HOUR_MS, MINUTE_MS, now_ms
-from llm_proxy.events import as_record
 from llm_proxy.events.dead_letters import FILE, DeadLetters
+from llm_proxy.events.recorders import facts_of
 
 ADA = Who("operator:5f3a91c2", client_ip="198.51.100.23", user_agent="Mozilla/5.0")
 KEY = "sk-demo-" + "0123456789abcdef" * 2
 # The same pictures each time, times apart.
 CHANCE = random.Random(20261121)
-CALLS, AT_A_TIME, RUNNING = 420, 24, 3
+CALLS, AT_A_TIME, RUNNING = 420, 8, 3
 # Of a project: how many of its calls there are for each call of the quietest, and what it calls.
 OWNERS: Mapping[str, tuple[int, tuple[str, ...]]] = {
     "Internal tools": (1, ("gpt-4o-mini",)),
@@ -196,7 +196,7 @@ async def _dead_letters(house: House) -> str:
     """Events that a sink refused; the id of one letter."""
     letters = DeadLetters(pathlib.Path(house.context.settings.event_dir) / FILE)
     for event in house.events[:3]:
-        await letters.add("lunary", "413: the body is larger than this project allows", event=as_record(event))
+        await letters.add("lunary", "413: the body is larger than this project allows", event=facts_of(event))
     [letter, *_] = letters.letters()
     return letter.id
 
