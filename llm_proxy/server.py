@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import math
 import os
@@ -31,6 +32,8 @@ from llm_proxy.wire import GuardedRunner, Handler, check_parser
 log = logging.getLogger(__name__)
 
 BACKLOG = 4096
+# After so many more, the garbage collector looks for cycles among them.
+NEW_OBJECTS = 20_000
 LAG_SECONDS = 1.0
 POLL_SECONDS = 0.02
 # At a stop, how long an idle connection may still bring a request that was on its way.
@@ -273,6 +276,7 @@ async def serve(context: Context, started: "asyncio.Future[Sites] | None" = None
         async with open_sites(context, stop.hurry) as sites:
             log.info("the proxy listens on %s", sites.proxy)
             _announce_admin(context, sites.admin)
+            _spare_the_collector()
             _is_ready(context)
             if started:
                 started.set_result(sites)
@@ -296,6 +300,17 @@ def _is_ready(context: Context) -> None:
     context.tasks.start("loop lag", _measure_lag(context))
     context.tasks.start("watchdog", _feed_watchdog())
     systemd.notify("READY=1")
+
+
+def _spare_the_collector() -> None:
+    """Have the garbage collector leave alone what was there at the start, and look at new objects less often.
+
+    Nearly all that a call makes is freed by its counts; at the usual 700 new objects the collector would walk through the
+    calls in flight at every other call, which took a tenth of the time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(NEW_OBJECTS, 20, 20)
 
 
 def _raise_file_limit() -> None:
