@@ -13,7 +13,7 @@ from llm_proxy.proxy.outgoing import timeouts_of
 from llm_proxy.proxy.replay import passed_on, replay
 from llm_proxy.proxy.reply import Reply
 from llm_proxy.proxy.tee import Tee
-from llm_proxy.upstream import Answer
+from llm_proxy.upstream import Answer, Take
 
 KEEPALIVE = b": keep-alive\n\n"
 
@@ -67,34 +67,86 @@ async def _relay(call: Call, route: Route, turn: Turn, answer: Answer) -> None:
 
 
 async def _relay_body(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: float) -> None:
-    reply, captures = call.reply, turn.captures
-    left = reply.length if reply.has_body else None
-    patience, keepalive, first = _until_first_byte(call, tee, idle), _keepalive(call, tee), tee.is_event_stream
+    relay = _flow if call.reply.length is None else _count_down
+    last = await relay(call, turn, answer, tee, idle)
+    # A stream that its dialect did not end may have been cut by something that ended the connection neatly.
+    if await turn.finish(whole=tee.finished or not (tee.is_event_stream and call.request.method == "POST")):
+        call.event.cache = "stored"
+    await _end(call, last)
+
+
+async def _count_down(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: float) -> bytes:
+    """Pass on a body of known length, but for its last piece, which is returned: the event goes out before that."""
+    left = call.reply.length if call.reply.has_body else None
     while True:
         if not (chunk := answer.ready()):
             with call.waiting():
                 try:
-                    chunk = await answer.chunk(min(keepalive, patience))
+                    chunk = await answer.chunk(idle)
                 except TimeoutError:
-                    chunk = await _after_silence(call, answer, tee, keepalive, patience)
-            if not chunk:
-                break
-        patience = idle
-        if first:
-            first = False
-            call.event.ttft = call.elapsed()
+                    raise _fell_silent() from None
+        if not chunk:
+            return b""
+        tee.feed(chunk)
+        turn.feed(chunk)
+        if left is not None and (left := left - len(chunk)) <= 0:
+            return chunk
+        if call.reply.send(chunk):
+            with call.waiting():
+                await call.reply.drained()
+
+
+async def _flow(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: float) -> bytes:
+    """Pass on a body that ends when it ends, each piece as it comes, without waking this task for it.
+
+    While the provider is silent, comments keep an event stream's client and its proxies awake.
+    """
+    reply, take = call.reply, _taker(call, turn, tee)
+    patience, keepalive = _until_first_byte(call, tee, idle), _keepalive(call, tee)
+    # How long nothing came, and how long nothing was sent.
+    silent = quiet = 0.0
+    while True:
+        sent, pause = reply.sent_bytes, min(keepalive - quiet, patience - silent)
+        try:
+            with call.waiting():
+                if await answer.flow(take, pause):
+                    return b""
+                await reply.drained()
+            pause = 0.0
+        except TimeoutError:
+            if reply.sent_bytes == sent:
+                silent, quiet = silent + pause, quiet + pause
+        if reply.sent_bytes > sent:
+            patience, silent, quiet = idle, pause, pause
+        if silent >= patience:
+            raise _fell_silent()
+        if quiet >= keepalive:
+            quiet = 0.0
+            if tee.at_boundary:
+                await reply.write(KEEPALIVE)
+
+
+def _taker(call: Call, turn: Turn, tee: Tee) -> Take:
+    """What becomes of each piece of a body that flows."""
+    reply, event, is_stream, captures = call.reply, call.event, tee.is_event_stream, turn.captures
+
+    def take(chunk: bytes) -> bool:
+        began = time.perf_counter()
+        if is_stream and event.ttft is None:
+            event.ttft = call.elapsed()
         tee.feed(chunk)
         if captures:
             turn.feed(chunk)
-        if left is not None and (left := left - len(chunk)) <= 0:
-            break
-        if reply.send(chunk):
-            with call.waiting():
-                await reply.drained()
-    # A stream that its dialect did not end may have been cut by something that ended the connection neatly.
-    if await turn.finish(whole=tee.finished or not (tee.is_event_stream and call.request.method == "POST")):
-        call.event.cache = "stored"
-    await _end(call, chunk)
+        wants_pause = reply.send(chunk)
+        # The task waits meanwhile, but this is our own time.
+        call.waited -= time.perf_counter() - began
+        return wants_pause
+
+    return take
+
+
+def _fell_silent() -> UpstreamTimeout:
+    return UpstreamTimeout("The provider fell silent in the middle of its answer.", sent=True)
 
 
 def _until_first_byte(call: Call, tee: Tee, idle: float) -> float:
@@ -116,20 +168,6 @@ def _keepalive(call: Call, tee: Tee) -> float:
     """After how much silence the client gets a comment, where one may be put in."""
     seconds = call.context.settings.sse_keepalive
     return seconds if seconds and tee.is_event_stream and tee.is_uncoded and call.reply.is_chunked else math.inf
-
-
-async def _after_silence(call: Call, answer: Answer, tee: Tee, keepalive: float, idle: float) -> bytes:
-    """The provider's next bytes; while it is silent, comments keep an event stream's client and its proxies awake."""
-    silent = min(keepalive, idle)
-    while silent < idle:
-        if tee.at_boundary:
-            await call.reply.write(KEEPALIVE)
-        pause = min(keepalive, idle - silent)
-        try:
-            return await answer.chunk(pause)
-        except TimeoutError:
-            silent += pause
-    raise UpstreamTimeout("The provider fell silent in the middle of its answer.", sent=True)
 
 
 def _added(call: Call, tee: Tee) -> list[tuple[bytes, bytes]]:

@@ -9,7 +9,7 @@ from llm_proxy.errors import UpstreamInvalid
 from llm_proxy.grammar import RawHeaders
 from llm_proxy.proxy import headers
 from llm_proxy.proxy.renaming import JsonRenamer, Renamer, reply_renamer
-from llm_proxy.upstream import Answer, fields_of
+from llm_proxy.upstream import Answer, Take, fields_of
 
 _ABOUT_BYTES = headers.DIGESTS | {b"content-length", b"etag"}
 # A provider's error may name the model in its text.
@@ -78,6 +78,16 @@ class RenamedAnswer:
             if passed := self._renamer.feed(data):
                 return passed
         return b""
+
+    async def flow(self, take: Take, patience: float = math.inf) -> bool:
+        """See `Answer.flow`; of an error, all is waited for, since the name may stand anywhere in it."""
+        if self._renamer is None:
+            return await self._answer.flow(take, patience)
+        if self.status >= 400:
+            data = await self.chunk(patience)
+            return not data or not take(data)
+        feed = self._renamer.feed
+        return await self._answer.flow(lambda data: bool(passed := feed(data)) and take(passed), patience)
 
     async def _whole_error(self, renamer: Renamer, patience: float) -> bytes:
         # Who waits may stop and wait again, so what came is kept until it is given.

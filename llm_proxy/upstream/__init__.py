@@ -47,6 +47,10 @@ class Request:
     host: str = ""
 
 
+# Takes a piece of a body; returns whether it wants a pause before the next one.
+Take = Callable[[bytes], bool]
+
+
 class Answer(Protocol):
     """A provider's answer, its head read, its body still to come.
 
@@ -71,6 +75,17 @@ class Answer(Protocol):
         Raises:
             TimeoutError: nothing came for so long; more may still come.
             UpstreamError: the body broke off.
+        """
+
+    async def flow(self, take: Take, patience: float = math.inf) -> bool:
+        """Hand every further piece of the body to `take` as soon as it comes, without waking this task for it.
+
+        Returns:
+            Whether the body has come to its end; if not, `take` wanted a pause.
+
+        Raises:
+            TimeoutError, UpstreamError: see `chunk`.
+            Exception: what `take` raised.
         """
 
     def abort(self) -> None:

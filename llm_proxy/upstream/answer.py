@@ -7,6 +7,7 @@ from typing import Protocol
 
 from llm_proxy.errors import UpstreamError
 from llm_proxy.grammar import RawHeaders
+from llm_proxy.upstream import Take
 
 # A reader who is so far behind lets the provider wait.
 READ_BUFFER = 64 * 1024
@@ -37,8 +38,10 @@ class ReceivedAnswer:
 
     __slots__ = (
         "_error",
+        "_patience",
         "_pieces",
         "_source",
+        "_take",
         "_waiter",
         "buffered",
         "fields",
@@ -59,7 +62,10 @@ class ReceivedAnswer:
         self.is_whole = False
         self._pieces: list[bytes] = []
         self._error: UpstreamError | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[bool] | None = None
+        # While pieces flow.
+        self._take: Take | None = None
+        self._patience = math.inf
         # None once the connection serves others, or nobody.
         self._source: Source | None = source
 
@@ -85,10 +91,22 @@ class ReceivedAnswer:
             waiter.set_exception(TimeoutError())
 
     def wake(self) -> None:
-        """Tell who waits that something has come."""
+        """Tell who waits that something has come; where pieces flow, hand it over at once."""
         waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        if waiter is None or waiter.done():
+            return
+        if self._take is None or self._source is None:
+            waiter.set_result(False)
+            return
+        try:
+            wants_pause = self._take(self.ready())
+        except Exception as error:
+            waiter.set_exception(error)
+            return
+        if wants_pause:
+            waiter.set_result(True)
+        elif self._patience != math.inf:
+            self._source.watch(self._patience)
 
     async def head(self) -> None:
         """Wait for status and headers.
@@ -99,11 +117,7 @@ class ReceivedAnswer:
         while not self.status:
             if self._error:
                 raise self._error
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._woken(math.inf)
         self.is_seen = True
 
     def ready(self) -> bytes:
@@ -124,14 +138,34 @@ class ReceivedAnswer:
                 raise self._error
             if self.is_whole:
                 return b""
-            if self._source and patience != math.inf:
-                self._source.watch(patience)
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self._woken(patience)
         return self.ready()
+
+    async def flow(self, take: Take, patience: float = math.inf) -> bool:
+        """See `Answer.flow`."""
+        self._take, self._patience = take, patience
+        try:
+            while True:
+                if (data := self.ready()) and take(data):
+                    return False
+                if self._error:
+                    raise self._error
+                if self.is_whole:
+                    return True
+                if await self._woken(patience):
+                    return False
+        finally:
+            self._take = None
+
+    async def _woken(self, patience: float) -> bool:
+        """Wait until something has come; whether it was taken already, by who wants a pause now."""
+        if self._source and patience != math.inf:
+            self._source.watch(patience)
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            return await self._waiter
+        finally:
+            self._waiter = None
 
     def abort(self) -> None:
         """See `Answer.abort`; a connection whose answer is whole has gone back by itself."""
