@@ -125,8 +125,9 @@ class Reply(Given):
         Raises:
             ClientGone: there is nobody to send to.
         """
-        self.sent_bytes += len(data)
-        return self._hand_over(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        size = len(data)
+        self.sent_bytes += size
+        return self._hand_over(b"%x\r\n%b\r\n" % (size, data) if self._chunked else data)
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; waits while the client is slow.

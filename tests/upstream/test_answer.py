@@ -110,3 +110,92 @@ async def test_a_connection_that_serves_others_is_not_closed_by_this_one() -> No
     answer.abort()
     await answer.chunk()
     assert (provider.aborted, provider.went_on) == (1, 0)
+
+
+class Taker:
+    """Takes pieces, and wants a pause after those that say so."""
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+
+    def __call__(self, piece: bytes) -> bool:
+        self.taken.append(piece)
+        if piece == b"broken":
+            raise RuntimeError("no more")
+        return piece.endswith(b"pause")
+
+
+async def test_pieces_flow_to_their_taker_at_once_until_the_end() -> None:
+    provider, take = Provider(), Taker()
+    answer = ReceivedAnswer(provider)
+    answer.add(b"before")
+    flowing = asyncio.ensure_future(answer.flow(take, 7.0))
+    await asyncio.sleep(0)
+    for piece in (b"one", b"two"):
+        answer.add(piece)
+        answer.wake()
+    assert take.taken == [b"before", b"one", b"two"], "without a turn of the loop"
+    assert provider.watched == [7.0] * 3, "each piece begins the silence anew"
+    answer.add(b"last")
+    answer.is_whole = True
+    answer.end()
+    assert await flowing is True
+    assert take.taken[3:] == [b"last"]
+
+
+async def test_a_taker_that_wants_a_pause_gets_no_more_until_it_asks() -> None:
+    answer, take = ReceivedAnswer(Provider()), Taker()
+    flowing = asyncio.ensure_future(answer.flow(take))
+    await asyncio.sleep(0)
+    answer.add(b"pause")
+    answer.wake()
+    answer.add(b"after")
+    answer.wake()
+    assert await flowing is False
+    assert take.taken == [b"pause"]
+    answer.add(b", pause")
+    assert await answer.flow(take) is False
+    assert take.taken[1:] == [b"after, pause"]
+
+
+async def test_what_a_taker_raises_ends_the_flow_and_not_the_connection() -> None:
+    provider, take = Provider(), Taker()
+    answer = ReceivedAnswer(provider)
+    flowing = asyncio.ensure_future(answer.flow(take))
+    await asyncio.sleep(0)
+    answer.add(b"broken")
+    answer.wake()
+    answer.add(b"more")
+    answer.wake()
+    with pytest.raises(RuntimeError, match="no more"):
+        await flowing
+    assert (take.taken, provider.aborted, answer.ready()) == ([b"broken"], 0, b"more")
+
+
+async def test_a_flow_that_falls_silent_or_breaks_off_says_so() -> None:
+    answer, take = ReceivedAnswer(Provider()), Taker()
+    flowing = asyncio.ensure_future(answer.flow(take, 1.0))
+    await asyncio.sleep(0)
+    answer.silent()
+    with pytest.raises(TimeoutError):
+        await flowing
+    flowing = asyncio.ensure_future(answer.flow(take, 1.0))
+    await asyncio.sleep(0)
+    answer.add(b"last")
+    answer.fail(UpstreamInvalid("cut off", sent=True))
+    with pytest.raises(UpstreamInvalid):
+        await flowing
+    assert take.taken == [b"last"], "what came before still counts"
+
+
+async def test_nothing_flows_to_one_who_was_cancelled() -> None:
+    answer, take = ReceivedAnswer(Provider()), Taker()
+    flowing = asyncio.ensure_future(answer.flow(take))
+    await asyncio.sleep(0)
+    flowing.cancel()
+    answer.add(b"late")
+    answer.wake()
+    with pytest.raises(asyncio.CancelledError):
+        await flowing
+    answer.wake()
+    assert (take.taken, answer.ready()) == ([], b"late")
