@@ -23,7 +23,6 @@ class Body:
         scanner: watches the parts of a form for the model.
         size: how many bytes have come.
         finished: nothing is left to read.
-        on_error: told what is wrong with a body that is on its way to the provider.
     """
 
     held: bytes = b""
@@ -32,23 +31,17 @@ class Body:
     scanner: ModelScanner | None = None
     size: int = 0
     finished: bool = True
-    on_error: Callable[[ApiError], None] = lambda error: None
 
-    def content(self, held: bytes | None = None) -> bytes | AsyncIterator[bytes] | None:
-        """What is sent to the provider, with `held` in place of what was read, where that is given."""
+    def content(self, on_error: Callable[[ApiError], None], held: bytes | None = None) -> bytes | AsyncIterator[bytes] | None:
+        """What is sent to the provider, with `held` in place of what was read, where that is given.
+
+        Args:
+            on_error: told what is wrong with a body that is on its way.
+        """
         held = self.held if held is None else held
         if self.rest is None:
             return held if held or self.length is not None else None
-        return self._stream(held, self.rest)
-
-    async def _stream(self, held: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        yield held
-        try:
-            async for piece in rest:
-                yield piece
-        except ApiError as error:
-            self.on_error(error)
-            raise
+        return _stream(on_error, held, self.rest)
 
     def take(self, piece: bytes, limit: int) -> None:
         """Count and watch a piece that has come.
@@ -73,6 +66,16 @@ class Body:
         if self.scanner and not self.scanner.finished:
             raise ApiError("bad_request", "The form (multipart/form-data) ends without its closing boundary.")
         self.finished = True
+
+
+async def _stream(on_error: Callable[[ApiError], None], held: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield held
+    try:
+        async for piece in rest:
+            yield piece
+    except ApiError as error:
+        on_error(error)
+        raise
 
 
 def is_read_whole(content_type: str) -> bool:

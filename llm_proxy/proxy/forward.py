@@ -28,7 +28,6 @@ async def forward(call: Call, routes: list[Route], turn: Turn) -> Reply:
         ApiError: there is no answer, it broke off, or the call must end; `Reply.started` says if any of it was sent.
         ClientGone: the client left.
     """
-    call.body.on_error = call.end
     try:
         with call.context.deadlines.within(_longest(routes)) as call.deadline:
             call.check_ended()

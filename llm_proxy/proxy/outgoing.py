@@ -70,7 +70,7 @@ def request_to(call: Call, route: Route, turn: Turn, timeouts: Timeouts, on_sent
         method=call.request.method,
         url=urls.join(base_url, path) + query,
         headers=sent,
-        body=body.content(held),
+        body=body.content(call.end, held),
         length=None if body.length is None else body.length + len(held) - len(body.held),
         profile=profile,
         timeouts=timeouts,
