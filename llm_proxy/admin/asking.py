@@ -212,10 +212,10 @@ def _judge(outcome: Outcome, answer: Answer | None) -> None:
         outcome.problem = found
     elif outcome.problem:
         pass
-    elif outcome.is_full:
-        outcome.problem = Problem("", f"The answer is longer than the {MOST_TEXT // 1024} KiB that the playground takes.")
     elif answer is None:
         outcome.problem = Problem("", f"The answer, with status {outcome.status}, is no stream; its bytes are shown below.")
+    elif outcome.is_full:
+        outcome.problem = Problem("", f"The answer is longer than the {MOST_TEXT // 1024} KiB that the playground takes.")
     elif not answer.usage.finished:
         outcome.problem = Problem("", "The stream ended without its end: the answer is not whole.")
 

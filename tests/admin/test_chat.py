@@ -244,7 +244,8 @@ NO_ANSWERS: Mapping[str, Script] = {
     "<code>model_not_found</code>": sends(answer(UNKNOWN, status=b"404 Not Found")),
     "Status 500.": sends(answer(b"<html>", b"text/html", b"500 Oops")),
     "with status 200, is no stream": sends(answer(b'{"choices":[]}')),
-    "longer than": sends(answer(bytes(100_000), b"application/octet-stream")),
+    "with status 200, is no stream;": sends(answer(bytes(100_000), b"application/octet-stream")),
+    "longer than the 128 KiB": events(*["x" * 70_000] * 3),
 }
 
 
