@@ -218,6 +218,8 @@ def _judge(outcome: Outcome, answer: Answer | None) -> None:
         outcome.problem = Problem("", f"The answer is longer than the {MOST_TEXT // 1024} KiB that the playground takes.")
     elif not answer.usage.finished:
         outcome.problem = Problem("", "The stream ended without its end: the answer is not whole.")
+    elif not outcome.text:
+        outcome.problem = Problem("", "The answer holds no text; its bytes are shown below.")
 
 
 def _broken(outcome: Outcome, url: str, error: UpstreamError) -> Problem:
