@@ -247,7 +247,7 @@ NO_ANSWERS: Mapping[str, Script] = {
     "with status 200, is no stream;": sends(answer(bytes(100_000), b"application/octet-stream")),
     # Of a model that only thought: as a turn of the conversation, Anthropic would refuse it with all that follows.
     "holds no text": events(),
-    "longer than the 128 KiB": events(*["x" * 70_000] * 3),
+    "longer than the 128 KiB": events(*["я" * 35_000] * 3),
 }
 
 
