@@ -51,7 +51,8 @@ def _openai_body(model: str, system: str, messages: Messages) -> Json:
 
 
 def _openai_text(event: Json) -> str:
-    return "".join(str(choice["delta"].get("content") or "") for choice in event["choices"])
+    # What Azure's filter notes in between has choices without a delta, or with one of null.
+    return "".join(str((choice.get("delta") or {}).get("content") or "") for choice in event["choices"])
 
 
 def _anthropic_body(model: str, system: str, messages: Messages) -> Json:

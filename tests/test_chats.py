@@ -57,6 +57,14 @@ def test_an_error_within_a_stream_ends_its_text(dialect: Dialect, event: bytes, 
     assert answer.problem == problem and not answer.usage.finished
 
 
+@pytest.mark.parametrize("rest", [b"", b',"delta":null'], ids=["no delta", "a delta of null"])
+def test_what_azures_filter_says_within_a_stream_holds_no_text(rest: bytes) -> None:
+    note = b'data: {"id":"","choices":[{"index":0,"finish_reason":null,"content_filter_results":{}%b}]}\n\n' % rest
+    answer = Answer(AZURE)
+    assert answer.feed(b"".join((OF_OPENAI[1], note, *OF_OPENAI[2:], note))) == "Hello"
+    assert answer.usage.finished and answer.problem is None
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [

@@ -9,6 +9,7 @@ from llm_proxy.audit import Who
 from llm_proxy.cache import Count
 from llm_proxy.context import Context
 from llm_proxy.errors import InvalidField
+from llm_proxy.tasks import to_the_end
 
 
 def at(name: str, value: object) -> str:
@@ -31,7 +32,14 @@ _FORMS = ({"key"}, {"prefix"}, {"project_id", "method", "path"}, {"all"})
 
 
 async def purge(context: Context, who: Who, given: Mapping[str, object]) -> int:
-    """Purge what is named, here at once and in every other process within a second; how many entries were here."""
+    """Purge what is named, here at once and in every other process within a second; how many entries were here.
+
+    Whoever asked may leave meanwhile: what is forgotten here is audited, and forgotten elsewhere.
+    """
+    return await to_the_end(_purge(context, who, given), lambda deleted: None)
+
+
+async def _purge(context: Context, who: Who, given: Mapping[str, object]) -> int:
     async with acting(context, who, "cache.purge") as act:
         asked = read(SELECTORS, given)
         selectors = _selectors(asked, shared=context.cache.shared)

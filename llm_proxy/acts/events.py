@@ -56,7 +56,11 @@ def _check_sink(context: Context, sink: str) -> None:
 
 
 async def drop(context: Context, who: Who, chosen: Chosen) -> int:
-    """Give dead letters up for good; how many they were."""
+    """Give dead letters up for good; how many they were. Whoever asked may leave meanwhile: what is gone is audited."""
+    return await to_the_end(_drop(context, who, chosen), lambda dropped: None)
+
+
+async def _drop(context: Context, who: Who, chosen: Chosen) -> int:
     async with _audited(context, who, "events.drop", chosen) as details:
         dropped = await context.events.letters.drop(chosen)
         details["dropped"] = dropped

@@ -19,7 +19,7 @@ from llm_proxy.upstream import Answer as Reply
 from llm_proxy.upstream import Request
 from llm_proxy.usage import Usage
 
-# Of an answer's bytes so many are shown, of its text so much is taken: it is to fit into a form again.
+# Of an answer's bytes so many are shown, of its text so many are taken: it is to fit into a form again, where one may take three.
 MOST_RAW = 64 * 1024
 MOST_TEXT = 128 * 1024
 MOST_WAITING = 16
@@ -103,6 +103,7 @@ class Outcome:
         head: the answer's status line and headers.
         raw: the first bytes of its body.
         size: of the whole body.
+        text_size: of the text, in bytes as well.
         is_stream: whether the answer is one; errors are not.
         first_seconds: until the first text came, None when none did.
     """
@@ -112,6 +113,7 @@ class Outcome:
     head: str = ""
     raw: bytes = field(default=b"", repr=False)
     size: int = 0
+    text_size: int = 0
     is_stream: bool = False
     first_seconds: float | None = None
     seconds: float = 0.0
@@ -130,10 +132,15 @@ class Outcome:
         self.size += len(chunk)
         self.raw += chunk[: max(0, MOST_RAW - len(self.raw))]
 
+    def say(self, piece: str) -> None:
+        """Text of it has come."""
+        self.text += piece
+        self.text_size += len(piece.encode())
+
     @property
     def is_full(self) -> bool:
         """Whether no more of it is wanted."""
-        return len(self.text) > MOST_TEXT or (not self.is_stream and self.size > MOST_RAW)
+        return self.text_size > MOST_TEXT or (not self.is_stream and self.size > MOST_RAW)
 
     @property
     def rate(self) -> float | None:
@@ -171,7 +178,7 @@ async def ask(context: Context, question: Question, outcome: Outcome) -> AsyncGe
                 answer = Answer(question.dialect) if outcome.is_stream else None
             if piece and outcome.first_seconds is None:
                 outcome.first_seconds = time.perf_counter() - began
-            outcome.text += piece
+            outcome.say(piece)
             yield piece
     finally:
         call.cancel()
@@ -212,12 +219,14 @@ def _judge(outcome: Outcome, answer: Answer | None) -> None:
         outcome.problem = found
     elif outcome.problem:
         pass
-    elif outcome.is_full:
-        outcome.problem = Problem("", f"The answer is longer than the {MOST_TEXT // 1024} KiB that the playground takes.")
     elif answer is None:
         outcome.problem = Problem("", f"The answer, with status {outcome.status}, is no stream; its bytes are shown below.")
+    elif outcome.is_full:
+        outcome.problem = Problem("", f"The answer is longer than the {MOST_TEXT // 1024} KiB that the playground takes.")
     elif not answer.usage.finished:
         outcome.problem = Problem("", "The stream ended without its end: the answer is not whole.")
+    elif not outcome.text:
+        outcome.problem = Problem("", "The answer holds no text; its bytes are shown below.")
 
 
 def _broken(outcome: Outcome, url: str, error: UpstreamError) -> Problem:

@@ -65,7 +65,7 @@ def command(url: str | None, token: str | None, requests: int, concurrency: int,
         load = Load(url, path, headers, body, requests, concurrency, seconds, tell)
         found, took = _run(load)
     report = summed_up(found, took, load)
-    echo_json(report) if json else _show(report)
+    echo_json(report) if json else _show(report, is_up=took >= seconds)
     if report["failed"]:
         raise StartError(f"{report['failed']} of {report['requests']} requests failed: {_why(found)}")
 
@@ -147,8 +147,8 @@ def percentiles(nanoseconds: Sequence[int]) -> dict[str, float]:
     return {name: round(ranked[rank] / 1e6, 3) for name, rank in ranks.items()} if ranked else {}
 
 
-def _show(report: Report) -> None:
-    short = "" if report["requests"] == report["wanted"] else f" of {report['wanted']}, then the time was up"
+def _show(report: Report, *, is_up: bool) -> None:
+    short = "" if report["requests"] == report["wanted"] else f" of {report['wanted']}{', then the time was up' if is_up else ''}"
     rate = f" in {report['seconds']:g} s, {report['per_second']:g} a second" if report["per_second"] else ""
     click.echo(f"{report['requests']} requests{short}, {report['concurrency']} at a time{rate}; {report['failed']} failed.")
     if set(report["cache"]) - {"none", "bypass"}:

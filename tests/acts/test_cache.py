@@ -11,6 +11,7 @@ import pytest
 from stage.asking import until
 from stage.cached import FRESH, MODELS, Tenant, key_of, numbered, said_of, tenant_of
 from stage.house import TESTER, House, open_house, settings_for
+from stage.management import Management
 from stage.provider import Exchange, ScriptedProvider, answer
 from stage.redis import RedisServer
 
@@ -201,3 +202,16 @@ async def test_without_redis_nothing_is_purged_and_nobody_is_told_so(
         assert time.monotonic() - began < 4
         changes = await house.context.database.fetch_all("SELECT kind FROM changes WHERE kind = 'cache_purge'")
         assert changes == []
+
+
+async def test_who_leaves_during_a_purge_does_not_end_it(house: House, provider: ScriptedProvider, api: Management) -> None:
+    provider.script = numbered(FRESH)
+    await (await tenant_of(house, provider)).send()
+    purge = asyncio.ensure_future(cache.purge(house.context, TESTER, {"all": True}))
+    async with asyncio.timeout(5):
+        while (await house.context.cache.stats()).entries:  # noqa: ASYNC110 - it is to be left right after this
+            await asyncio.sleep(0)
+        purge.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await purge
+    assert [event["details"]["deleted"] for event in await api.audited(action="cache.purge")] == [1]

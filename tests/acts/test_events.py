@@ -87,3 +87,15 @@ async def test_who_leaves_during_a_retry_does_not_end_it(tmp_path: Path) -> None
                 while any(box_of(house).letters()):  # noqa: ASYNC110 - nobody is told of its end
                     await asyncio.sleep(0.01)
             assert len(service.kept) == 1
+
+
+async def test_who_leaves_while_letters_are_dropped_is_in_the_audit_log_all_the_same(house: House, api: Management) -> None:
+    await box_of(house).add("file", "no", event=samples(1)[0])
+    drop = asyncio.ensure_future(acts.drop(house.context, TESTER, Chosen(sink="file")))
+    await asyncio.sleep(0)
+    drop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await drop
+    [dropped] = await api.audited(action="events.drop")
+    assert dropped["details"] == {"letters": {"sink": "file"}, "dropped": 1}
+    assert not any(box_of(house).letters())

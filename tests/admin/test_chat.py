@@ -244,7 +244,10 @@ NO_ANSWERS: Mapping[str, Script] = {
     "<code>model_not_found</code>": sends(answer(UNKNOWN, status=b"404 Not Found")),
     "Status 500.": sends(answer(b"<html>", b"text/html", b"500 Oops")),
     "with status 200, is no stream": sends(answer(b'{"choices":[]}')),
-    "longer than": sends(answer(bytes(100_000), b"application/octet-stream")),
+    "with status 200, is no stream;": sends(answer(bytes(100_000), b"application/octet-stream")),
+    # Of a model that only thought: as a turn of the conversation, Anthropic would refuse it with all that follows.
+    "holds no text": events(),
+    "longer than the 128 KiB": events(*["я" * 35_000] * 3),
 }
 
 

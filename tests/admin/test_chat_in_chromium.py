@@ -88,6 +88,15 @@ async def test_answers_stream_stop_and_fail_in_place(house: House, provider: Scr
         await expect(said).to_have_count(5)
         messages = [one["content"] for one in json.loads(provider.exchanges[-1].body)["messages"]]
         assert messages == ["Greet me", f"Hello, {EVIL} and goodbye.", "A story", "Once upon", "And then?"]
+        # A new conversation ends an answer under way, and has nothing of it.
+        provider.script = holds(STREAM_HEAD, event("Never"))
+        await page.get_by_role("button", name="Send").click()
+        await expect(said.last).to_have_text("Never")
+        await page.get_by_role("link", name="New conversation").click()
+        await asyncio.wait_for(provider.exchanges[-1].closed.wait(), 2)
+        await expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+        await expect(page.get_by_role("alert")).to_have_count(0)
+        await page.fill("#question", "And then?")
         # What the form itself lacks is said in place too.
         await page.fill("#model", "")
         await page.get_by_role("button", name="Send").click()

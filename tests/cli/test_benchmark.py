@@ -98,6 +98,21 @@ async def test_time_that_is_up_ends_it(benchmark: Benchmark) -> None:
     assert "of 1000, then the time was up" in done.out
 
 
+async def test_a_proxy_that_goes_away_in_between_is_not_told_as_time_that_was_up(cli: Cli) -> None:
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server.close()
+        await reader.readuntil(b"}]}")
+        writer.write(answer(b"{}", extra=b"Connection: close\r\n"))
+        writer.close()
+        await writer.wait_closed()
+
+    server = await asyncio.start_server(answer_once, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    done = await asyncio.to_thread(cli, "benchmark", "--url", url, "--token", "x", "-n", "50", "-c", "2")
+    assert done.out.startswith("3 requests of 50, 2 at a time")
+    assert (done.code, done.err) == (1, "Error: 2 of 3 requests failed: Connection refused\n")
+
+
 async def test_on_a_terminal_a_bar_shows_how_far_it_is(house: House, fake: str) -> None:
     ours, theirs = os.openpty()
     words = ("benchmark", "--url", house.url, "--token", await house.token_for(fake), "-n", "3")

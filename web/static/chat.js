@@ -99,12 +99,12 @@ form.addEventListener("submit", async (event) => {
     const stopped = error.name === "AbortError";
     isKept = stopped && turns[1].querySelector(".text").textContent !== "";
     if (stopped) turns[1].querySelector("h3").textContent = "Model, stopped";
-    showProblem(stopped ? "Stopped. The provider’s call has ended too." : BROKEN);
+    // A new conversation may have begun meanwhile.
+    if (turns[0].isConnected) showProblem(stopped ? "Stopped. The provider’s call has ended too." : BROKEN);
   }
   running = null;
   setRunning(false);
   question.focus();
-  // A new conversation may have begun meanwhile.
   if (!turns[0].isConnected) return;
   anew.hidden = false;
   const text = turns[1].querySelector(".text").textContent;
