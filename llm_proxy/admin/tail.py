@@ -60,9 +60,11 @@ class Tail:
 
     def _ended(self, wanted: Filter, seen: int) -> Mapping[str, object]:
         """The newest calls of those that have ended since, oldest first, with the number of the others."""
-        if self._context.recent.count == seen:
+        count = self._context.recent.count
+        if count == seen:
             return live.NOTHING
-        message: Mapping[str, object] = self._once(("ended", wanted, seen), lambda: self._newly_ended(wanted, seen))
+        # Calls end within a tick too: who looks later in it is told of more.
+        message: Mapping[str, object] = self._once(("ended", wanted, seen, count), lambda: self._newly_ended(wanted, seen))
         return message
 
     def _newly_ended(self, wanted: Filter, seen: int) -> Mapping[str, object]:

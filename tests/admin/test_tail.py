@@ -164,3 +164,13 @@ async def test_a_row_is_made_once_for_all_who_follow(house: House, monkeypatch: 
     told = [await first_message(tail, "", wanted) for wanted in (ALL, ALL, Filter(text="e"), Filter(model="x"))]
     assert made == ["e1", "e2", "e3"]
     assert [len(message.get("ended", [])) for message in told] == [3, 3, 3, 0]
+
+
+async def test_who_follows_later_in_the_same_moment_misses_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So long that all of this happens within one.
+    monkeypatch.setattr(module, "TICK_SECONDS", 1e6)
+    tail = Tail(house.context)
+    publish(house.context, 1)
+    for newest in ("e1", "another"):
+        assert (await first_message(tail, ""))["newest"] == newest
+        house.context.bus.publish(Event("r", None, None, None, "GET", "/", id="another"))
