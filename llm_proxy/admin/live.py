@@ -10,6 +10,7 @@ import orjson
 from aiohttp import web
 
 from llm_proxy.admin.visits import Visit
+from llm_proxy.errors import DatabaseUnavailable
 
 # A message at least this often, so that a stream notices within it that it should end.
 TICK_SECONDS = 0.5
@@ -77,7 +78,15 @@ async def stream(visit: Visit, messages: AsyncGenerator[Mapping[str, object], No
                     await response.write(b"data: " + orjson.dumps(message) + b"\n\n")
                 if time.monotonic() - looked_at >= KEEP_ALIVE_SECONDS:
                     looked_at = time.monotonic()
-                    if await visit.context.sessions.find(visit.id) is None:
+                    if not await _lasts(visit):
                         break
                     await response.write(b": still here\n\n")
     return response
+
+
+async def _lasts(visit: Visit) -> bool:
+    """Whether the session goes on; so it does while the database is away, which ends no session."""
+    try:
+        return await visit.context.sessions.find(visit.id) is not None
+    except DatabaseUnavailable:
+        return True

@@ -11,6 +11,7 @@ from stage.visitor import Visitor
 
 from llm_proxy.admin import live
 from llm_proxy.admin.visits import Visit, page
+from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.middleware import CONTEXT, frame
 
 Messages = AsyncGenerator[Mapping[str, object], None]
@@ -87,6 +88,26 @@ async def test_a_stream_makes_no_session_last_longer(
             await reply.content.readuntil(b"\n\n")
         assert await house.context.database.fetch_all("SELECT last_seen_at FROM admin_sessions") == before
         reply.close()
+
+
+async def test_a_stream_outlasts_a_database_that_is_away(
+    house: House, visitor: Visitor, source: Source, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.05)
+    asked = asyncio.Event()
+
+    async def away(id: str) -> None:
+        asked.set()
+        raise DatabaseUnavailable
+
+    async with visitor.session.get(url) as reply:
+        with monkeypatch.context() as patch:
+            patch.setattr(house.context.sessions, "find", away)
+            await asyncio.wait_for(asked.wait(), 1)
+        source.queue.put_nowait({"goes": "on"})
+        await asyncio.wait_for(reply.content.readuntil(b'data: {"goes":"on"}\n\n'), 1)
+        await house.context.database.execute("UPDATE admin_sessions SET expires_at = 1")
+        await asyncio.wait_for(reply.read(), 1)
 
 
 async def test_a_stream_ends_when_the_process_stops(house: House, visitor: Visitor, source: Source, url: str) -> None:
