@@ -43,7 +43,9 @@ class Shared(Generic[Key, Value]):
         async with self._making.setdefault(key, asyncio.Lock()):
             made = self._made.get(key)
             if made is None or time.monotonic() - made[0] >= self._seconds:
-                made = self._made[key] = (time.monotonic(), await self._make(key))
+                value = await self._make(key)
+                # Its age counts from here: what is slow to make would be old at once, and be made anew for each who waited.
+                made = self._made[key] = (time.monotonic(), value)
             return made[1]
 
 

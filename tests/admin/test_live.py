@@ -137,6 +137,18 @@ async def test_what_many_ask_for_is_made_once_until_it_is_old() -> None:
     assert [await old.get("a") for _ in range(2)] == [3, 4]
 
 
+async def test_what_takes_longer_to_make_than_it_is_shown_is_made_once_for_all_who_wait() -> None:
+    made: list[str] = []
+
+    async def make(key: str) -> int:
+        made.append(key)
+        await asyncio.sleep(0.05)
+        return len(made)
+
+    shared = live.Shared(make, 0.03)
+    assert await asyncio.gather(*(shared.get("a") for _ in range(3))) == [1, 1, 1]
+
+
 async def test_a_making_that_fails_is_tried_again_by_the_next_who_asks() -> None:
     results = [ValueError(), 1]
 
