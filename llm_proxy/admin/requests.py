@@ -1,5 +1,6 @@
 """Pages of requests: the newest calls of this instance, those that run, one of them whole."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -31,7 +32,7 @@ Choices = list[tuple[str, str]]
 async def find(visit: Visit) -> web.Response:
     """The calls that run, and those that have ended, newest first."""
     context, page, given = visit.context, page_of(visit.request), filters_of(visit.request, NAMES)
-    wanted, events = Filter(**given), context.recent.newest_first()
+    wanted, events, number = Filter(**given), context.recent.newest_first(), context.recent.count
     found = listing(visit.request, fitting(events, page, wanted), page, given)
     running, count = running_rows(context, wanted)
     facts = {
@@ -40,6 +41,7 @@ async def find(visit: Visit) -> web.Response:
         "running": running,
         "running_count": count,
         "newest": events[0].id if events else "",
+        "number": number,
         "live": page.after is None,
         "form": given,
         "back": urlencode(given),
@@ -96,8 +98,10 @@ def _most_frequent(pairs: Iterable[tuple[str | None, str]], chosen: tuple[str, s
 
 async def live(visit: Visit) -> web.StreamResponse:
     """The same list while it changes."""
-    wanted = Filter(**filters_of(visit.request, NAMES))
-    return await stream(visit, visit.request.app[TAIL].follow(wanted, visit.request.query.get("after", "")))
+    wanted, query = Filter(**filters_of(visit.request, NAMES)), visit.request.query
+    number = query.get("number", "")
+    known = int(number) if re.fullmatch("[0-9]{1,15}", number) else 0
+    return await stream(visit, visit.request.app[TAIL].follow(wanted, query.get("after", ""), known))
 
 
 async def show(visit: Visit) -> web.Response:
