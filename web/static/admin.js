@@ -41,14 +41,27 @@ const becomeLike = (old, fresh) => {
 
 // Parts that the server keeps up to date: each message holds, by the ids of elements, what now stands in them.
 for (const part of document.querySelectorAll("[data-live]")) {
-  new EventSource(part.dataset.live).addEventListener("message", (message) => {
-    for (const [id, html] of Object.entries(JSON.parse(message.data))) {
+  let source = null;
+  const show = ({ data }) => {
+    for (const [id, html] of Object.entries(JSON.parse(data))) {
       const fresh = document.createElement("template");
       fresh.innerHTML = html;
       showTimes(fresh.content);
       becomeLike(document.getElementById(id), fresh.content);
     }
-  });
+  };
+  const follow = () => {
+    // Browsers open six connections to a site, for all tabs together: tabs in the background would use them up.
+    if (document.hidden) {
+      source?.close();
+      source = null;
+    } else if (!source) {
+      source = new EventSource(part.dataset.live);
+      source.addEventListener("message", show);
+    }
+  };
+  document.addEventListener("visibilitychange", follow);
+  follow();
 }
 
 // Copy buttons; without this script the fields can be selected.
