@@ -16,6 +16,8 @@ from llm_proxy.errors import DatabaseUnavailable
 TICK_SECONDS = 0.5
 # Proxies on the way close what stays silent; a session that ended is noticed as often.
 KEEP_ALIVE_SECONDS = 15.0
+# How long a page may take nothing: one on a machine that was put to sleep would hold up the stop of the process.
+PATIENCE_SECONDS = 15.0
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -77,13 +79,24 @@ async def stream(visit: Visit, messages: AsyncGenerator[Mapping[str, object], No
                 if visit.context.stopping or visit.request.transport is None:
                     break
                 if message:
-                    await response.write(b"data: " + orjson.dumps(message) + b"\n\n")
+                    await _write(visit, response, b"data: " + orjson.dumps(message) + b"\n\n")
                 if time.monotonic() - looked_at >= KEEP_ALIVE_SECONDS:
                     looked_at = time.monotonic()
                     if not await _lasts(visit):
                         break
-                    await response.write(b": still here\n\n")
+                    await _write(visit, response, b": still here\n\n")
     return response
+
+
+async def _write(visit: Visit, response: web.StreamResponse, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await response.write(data)
+    except TimeoutError:
+        if transport := visit.request.transport:
+            # What it has not taken would hold up the end of the answer too.
+            transport.abort()
+        raise ConnectionResetError from None
 
 
 async def _lasts(visit: Visit) -> bool:

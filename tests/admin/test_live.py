@@ -116,6 +116,19 @@ async def test_a_stream_ends_when_the_process_stops(house: House, visitor: Visit
         await asyncio.wait_for(reply.read(), 1)
 
 
+async def test_a_page_that_takes_nothing_any_more_is_let_go(
+    visitor: Visitor, source: Source, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "PATIENCE_SECONDS", 0.05, raising=False)
+    async with visitor.session.get(url) as reply:
+        assert reply.connection and reply.connection.transport
+        reply.connection.transport.pause_reading()
+        for _ in range(20):
+            source.queue.put_nowait({"part": "x" * 1_000_000})
+        await asyncio.wait_for(source.ended.wait(), 1)
+        reply.close()
+
+
 async def test_a_stream_is_for_those_who_are_logged_in(stranger: Visitor, url: str) -> None:
     async with stranger.session.get(url, allow_redirects=False) as reply:
         assert (reply.status, reply.headers["Location"]) == (303, "/admin/login?next=/admin/stream")
