@@ -184,7 +184,7 @@ async def test_an_open_dashboard_shows_a_call_and_leaves_alone_what_is_read(hous
 async def test_a_dashboard_that_nobody_sees_holds_no_stream(house: House) -> None:
     site = house.sites.admin
     assert site
-    turn = "hidden => { document.__defineGetter__('hidden', () => hidden); document.dispatchEvent(new Event('visibilitychange')); }"
+    turn = "hidden => [document.__defineGetter__('hidden', () => hidden), document.dispatchEvent(new Event('visibilitychange'))]"
     async with open_chromium() as browser:
         tab = Watched(await browser.new_page(), site)
         async with tab.page.expect_response("**/dashboard/live?*"):
