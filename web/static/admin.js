@@ -41,6 +41,7 @@ const becomeLike = (old, fresh) => {
 
 // Parts that the server keeps up to date: each message holds, by the ids of elements, what now stands in them.
 for (const part of document.querySelectorAll("[data-live]")) {
+  const over = part.querySelector("[data-over]");
   let source = null;
   const show = ({ data }) => {
     for (const [id, html] of Object.entries(JSON.parse(data))) {
@@ -58,6 +59,9 @@ for (const part of document.querySelectorAll("[data-live]")) {
     } else if (!source) {
       source = new EventSource(part.dataset.live);
       source.addEventListener("message", show);
+      source.addEventListener("open", () => { over.hidden = true; });
+      // The browser tries again by itself, unless what it asked for led to the login, or to an error.
+      source.addEventListener("error", ({ target }) => { over.hidden = target.readyState !== EventSource.CLOSED; });
     }
   };
   document.addEventListener("visibilitychange", follow);
