@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
 
-from llm_proxy import projects, tokens
+from llm_proxy import projects, providers, tokens
 from llm_proxy.acts import calls as acts
 from llm_proxy.admin.lists import filters_of, listing, page_of
 from llm_proxy.admin.live import stream
@@ -119,7 +119,7 @@ async def show(visit: Visit) -> web.Response:
         "tone": tone_of(known),
         "token_path": await _token_path(context, known),
         "provider": provider_name(context, known),
-        "provider_path": _provider_path(context, known),
+        "provider_path": await _provider_path(context, known),
         "bodies": context.recent.bodies(id),
         "captures": context.settings.observability_capture == "bodies",
         "body_bytes": BODY_BYTES,
@@ -135,11 +135,14 @@ async def _token_path(context: Context, event: Event) -> str | None:
     return f"/admin/{'tokens' if token.kind == 'token' else 'master-keys'}/{token.id}"
 
 
-def _provider_path(context: Context, event: Event) -> str | None:
+async def _provider_path(context: Context, event: Event) -> str | None:
+    """Where the call's provider is shown; None when it has none, or one that was deleted."""
     if event.provider is None:
         return None
-    own = event.provider not in context.providers.pooled_ids
-    return f"/admin/projects/{event.project_id}/keys/{event.provider}" if own else f"/admin/providers/{event.provider}"
+    label = (await providers.labels_of(context.database, [event.provider])).get(event.provider)
+    if label is None:
+        return None
+    return f"/admin/{f'projects/{label.project_id}/keys' if label.project_id else 'providers'}/{event.provider}"
 
 
 async def end(visit: Visit) -> web.Response:
