@@ -8,7 +8,6 @@ from dataclasses import dataclass
 # What is drawn is stretched to the room there is, so that units are a hundredth of the height and a tenth of a step.
 HEIGHT = 100.0
 STEP = 10.0
-GAP = 1.0
 # One call of a million is drawn too.
 LEAST = 1.5
 INTERVALS = 4

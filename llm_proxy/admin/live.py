@@ -10,11 +10,14 @@ import orjson
 from aiohttp import web
 
 from llm_proxy.admin.visits import Visit
+from llm_proxy.errors import DatabaseUnavailable
 
 # A message at least this often, so that a stream notices within it that it should end.
 TICK_SECONDS = 0.5
 # Proxies on the way close what stays silent; a session that ended is noticed as often.
 KEEP_ALIVE_SECONDS = 15.0
+# How long a page may take nothing: one on a machine that was put to sleep would hold up the stop of the process.
+PATIENCE_SECONDS = 15.0
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -42,7 +45,9 @@ class Shared(Generic[Key, Value]):
         async with self._making.setdefault(key, asyncio.Lock()):
             made = self._made.get(key)
             if made is None or time.monotonic() - made[0] >= self._seconds:
-                made = self._made[key] = (time.monotonic(), await self._make(key))
+                value = await self._make(key)
+                # Its age counts from here: what is slow to make would be old at once, and be made anew for each who waited.
+                made = self._made[key] = (time.monotonic(), value)
             return made[1]
 
 
@@ -74,10 +79,29 @@ async def stream(visit: Visit, messages: AsyncGenerator[Mapping[str, object], No
                 if visit.context.stopping or visit.request.transport is None:
                     break
                 if message:
-                    await response.write(b"data: " + orjson.dumps(message) + b"\n\n")
+                    await _write(visit, response, b"data: " + orjson.dumps(message) + b"\n\n")
                 if time.monotonic() - looked_at >= KEEP_ALIVE_SECONDS:
                     looked_at = time.monotonic()
-                    if await visit.context.sessions.find(visit.id) is None:
+                    if not await _lasts(visit):
                         break
-                    await response.write(b": still here\n\n")
+                    await _write(visit, response, b": still here\n\n")
     return response
+
+
+async def _write(visit: Visit, response: web.StreamResponse, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await response.write(data)
+    except TimeoutError:
+        if transport := visit.request.transport:
+            # What it has not taken would hold up the end of the answer too.
+            transport.abort()
+        raise ConnectionResetError from None
+
+
+async def _lasts(visit: Visit) -> bool:
+    """Whether the session goes on; so it does while the database is away, which ends no session."""
+    try:
+        return await visit.context.sessions.find(visit.id) is not None
+    except DatabaseUnavailable:
+        return True

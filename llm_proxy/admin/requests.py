@@ -1,5 +1,6 @@
 """Pages of requests: the newest calls of this instance, those that run, one of them whole."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -8,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from aiohttp import web
 
-from llm_proxy import projects, tokens
+from llm_proxy import projects, providers, tokens
 from llm_proxy.acts import calls as acts
 from llm_proxy.admin.lists import filters_of, listing, page_of
 from llm_proxy.admin.live import stream
@@ -31,7 +32,7 @@ Choices = list[tuple[str, str]]
 async def find(visit: Visit) -> web.Response:
     """The calls that run, and those that have ended, newest first."""
     context, page, given = visit.context, page_of(visit.request), filters_of(visit.request, NAMES)
-    wanted, events = Filter(**given), context.recent.newest_first()
+    wanted, events, number = Filter(**given), context.recent.newest_first(), context.recent.count
     found = listing(visit.request, fitting(events, page, wanted), page, given)
     running, count = running_rows(context, wanted)
     facts = {
@@ -40,6 +41,7 @@ async def find(visit: Visit) -> web.Response:
         "running": running,
         "running_count": count,
         "newest": events[0].id if events else "",
+        "number": number,
         "live": page.after is None,
         "form": given,
         "back": urlencode(given),
@@ -96,8 +98,10 @@ def _most_frequent(pairs: Iterable[tuple[str | None, str]], chosen: tuple[str, s
 
 async def live(visit: Visit) -> web.StreamResponse:
     """The same list while it changes."""
-    wanted = Filter(**filters_of(visit.request, NAMES))
-    return await stream(visit, visit.request.app[TAIL].follow(wanted, visit.request.query.get("after", "")))
+    wanted, query = Filter(**filters_of(visit.request, NAMES)), visit.request.query
+    number = query.get("number", "")
+    known = int(number) if re.fullmatch("[0-9]{1,15}", number) else 0
+    return await stream(visit, visit.request.app[TAIL].follow(wanted, query.get("after", ""), known))
 
 
 async def show(visit: Visit) -> web.Response:
@@ -115,7 +119,7 @@ async def show(visit: Visit) -> web.Response:
         "tone": tone_of(known),
         "token_path": await _token_path(context, known),
         "provider": provider_name(context, known),
-        "provider_path": _provider_path(context, known),
+        "provider_path": await _provider_path(context, known),
         "bodies": context.recent.bodies(id),
         "captures": context.settings.observability_capture == "bodies",
         "body_bytes": BODY_BYTES,
@@ -131,11 +135,14 @@ async def _token_path(context: Context, event: Event) -> str | None:
     return f"/admin/{'tokens' if token.kind == 'token' else 'master-keys'}/{token.id}"
 
 
-def _provider_path(context: Context, event: Event) -> str | None:
+async def _provider_path(context: Context, event: Event) -> str | None:
+    """Where the call's provider is shown; None when it has none, or one that was deleted."""
     if event.provider is None:
         return None
-    own = event.provider not in context.providers.pooled_ids
-    return f"/admin/projects/{event.project_id}/keys/{event.provider}" if own else f"/admin/providers/{event.provider}"
+    label = (await providers.labels_of(context.database, [event.provider])).get(event.provider)
+    if label is None:
+        return None
+    return f"/admin/{f'projects/{label.project_id}/keys' if label.project_id else 'providers'}/{event.provider}"
 
 
 async def end(visit: Visit) -> web.Response:

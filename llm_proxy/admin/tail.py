@@ -31,13 +31,14 @@ class Tail:
         self._tick = -1
         self._made: dict[Any, Any] = {}
 
-    async def follow(self, wanted: Filter, after: str) -> AsyncGenerator[Mapping[str, object], None]:
+    async def follow(self, wanted: Filter, after: str, number: int) -> AsyncGenerator[Mapping[str, object], None]:
         """What happens from an event on, as messages of `live.stream`.
 
         Args:
             after: the id of the newest event that is known already; one that is not kept here is older than all that are.
+            number: of that event, so that what the page has had does not count as missed when the event is gone.
         """
-        seen, clock = self._context.recent.number_of(after) or 0, asyncio.get_running_loop().time
+        seen, clock = self._seen(after, number), asyncio.get_running_loop().time
         told, ran = -1, True
         while True:
             tick = int(clock() / TICK_SECONDS)
@@ -52,6 +53,12 @@ class Tail:
             yield message or live.NOTHING
             await asyncio.sleep(TICK_SECONDS - clock() % TICK_SECONDS)
 
+    def _seen(self, after: str, number: int) -> int:
+        recent = self._context.recent
+        gone = recent.count - len(recent)
+        # The number of an event that is neither kept nor gone is that of another process.
+        return recent.number_of(after) or (number if number <= gone else 0)
+
     def _once(self, key: object, make: Callable[[], Any]) -> Any:
         """What is made at most once in a tick."""
         if key not in self._made:
@@ -60,9 +67,11 @@ class Tail:
 
     def _ended(self, wanted: Filter, seen: int) -> Mapping[str, object]:
         """The newest calls of those that have ended since, oldest first, with the number of the others."""
-        if self._context.recent.count == seen:
+        count = self._context.recent.count
+        if count == seen:
             return live.NOTHING
-        message: Mapping[str, object] = self._once(("ended", wanted, seen), lambda: self._newly_ended(wanted, seen))
+        # Calls end within a tick too: who looks later in it is told of more.
+        message: Mapping[str, object] = self._once(("ended", wanted, seen, count), lambda: self._newly_ended(wanted, seen))
         return message
 
     def _newly_ended(self, wanted: Filter, seen: int) -> Mapping[str, object]:
@@ -73,7 +82,8 @@ class Tail:
         missed = recent.count - seen - len(looked_at)
         if not (found or missed):
             return live.NOTHING
-        return {"ended": rows, "skipped": len(found) - len(rows), "missed": missed, "newest": looked_at[0].id}
+        told = {"ended": rows, "skipped": len(found) - len(rows), "missed": missed}
+        return {**told, "newest": looked_at[0].id, "number": recent.count}
 
     def _row(self, event: Event) -> orjson.Fragment:
         return _packed(ended_row(self._context, event))

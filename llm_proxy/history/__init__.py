@@ -151,7 +151,6 @@ class History:
         """The figures of each group that has calls, what this process has not written yet included."""
         sums: dict[Group, list[int]] = {}
         names: set[str] = set()
-        self._catch_up()
         for part in await self._slices(question):
             async with self._writing:
                 found = await table.select(self._database, question, part)
@@ -160,6 +159,7 @@ class History:
         return {group: Figures.of(values) for group, values in sums.items()}
 
     async def _slices(self, question: Question) -> Iterable[Slice]:
+        self._catch_up()
         async with self._writing:
             written = await table.extent(self._database)
             minutes = [*(written or ()), *(key.began for key in self._pending.rows())]

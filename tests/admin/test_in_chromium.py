@@ -181,6 +181,35 @@ async def test_an_open_dashboard_shows_a_call_and_leaves_alone_what_is_read(hous
     assert tab.complaints == []
 
 
+async def test_a_dashboard_that_nobody_sees_holds_no_stream(house: House) -> None:
+    site = house.sites.admin
+    assert site
+    turn = "hidden => [document.__defineGetter__('hidden', () => hidden), document.dispatchEvent(new Event('visibilitychange'))]"
+    async with open_chromium() as browser:
+        tab = Watched(await browser.new_page(), site)
+        async with tab.page.expect_response("**/dashboard/live?*"):
+            await tab.log_in()
+        async with tab.page.expect_event("requestfailed", lambda request: "/live" in request.url, timeout=3000):
+            await tab.page.evaluate(turn, True)
+        async with tab.page.expect_response("**/dashboard/live?*", timeout=3000):
+            await tab.page.evaluate(turn, False)
+    assert tab.complaints == []
+
+
+async def test_a_dashboard_that_is_told_no_more_says_so(house: House) -> None:
+    site = house.sites.admin
+    assert site
+    async with open_chromium() as browser:
+        page = await browser.new_page()
+        await Watched(page, site).log_in()
+        said = page.get_by_text("not live any more")
+        assert not await said.is_visible()
+        # As it is for a session that has ended, though without the seconds after which a browser tries again.
+        await page.route("**/dashboard/live?*", lambda route: route.fulfill(body="Log in", content_type="text/html"))
+        await page.reload()
+        await said.wait_for(timeout=3000)
+
+
 async def test_everything_works_without_scripts(house: House) -> None:
     site = house.sites.admin
     assert site

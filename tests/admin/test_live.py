@@ -11,6 +11,7 @@ from stage.visitor import Visitor
 
 from llm_proxy.admin import live
 from llm_proxy.admin.visits import Visit, page
+from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.middleware import CONTEXT, frame
 
 Messages = AsyncGenerator[Mapping[str, object], None]
@@ -89,10 +90,43 @@ async def test_a_stream_makes_no_session_last_longer(
         reply.close()
 
 
+async def test_a_stream_outlasts_a_database_that_is_away(
+    house: House, visitor: Visitor, source: Source, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.05)
+    asked = asyncio.Event()
+
+    async def away(id: str) -> None:
+        asked.set()
+        raise DatabaseUnavailable
+
+    async with visitor.session.get(url) as reply:
+        with monkeypatch.context() as patch:
+            patch.setattr(house.context.sessions, "find", away)
+            await asyncio.wait_for(asked.wait(), 1)
+        source.queue.put_nowait({"goes": "on"})
+        await asyncio.wait_for(reply.content.readuntil(b'data: {"goes":"on"}\n\n'), 1)
+        await house.context.database.execute("UPDATE admin_sessions SET expires_at = 1")
+        await asyncio.wait_for(reply.read(), 1)
+
+
 async def test_a_stream_ends_when_the_process_stops(house: House, visitor: Visitor, source: Source, url: str) -> None:
     async with visitor.session.get(url) as reply:
         house.context.stopping = True
         await asyncio.wait_for(reply.read(), 1)
+
+
+async def test_a_page_that_takes_nothing_any_more_is_let_go(
+    visitor: Visitor, source: Source, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "PATIENCE_SECONDS", 0.05, raising=False)
+    async with visitor.session.get(url) as reply:
+        assert reply.connection and reply.connection.transport
+        reply.connection.transport.pause_reading()
+        for _ in range(20):
+            source.queue.put_nowait({"part": "x" * 1_000_000})
+        await asyncio.wait_for(source.ended.wait(), 1)
+        reply.close()
 
 
 async def test_a_stream_is_for_those_who_are_logged_in(stranger: Visitor, url: str) -> None:
@@ -114,6 +148,18 @@ async def test_what_many_ask_for_is_made_once_until_it_is_old() -> None:
     assert made == ["a", "b"]
     old = live.Shared(make, 0)
     assert [await old.get("a") for _ in range(2)] == [3, 4]
+
+
+async def test_what_takes_longer_to_make_than_it_is_shown_is_made_once_for_all_who_wait() -> None:
+    made: list[str] = []
+
+    async def make(key: str) -> int:
+        made.append(key)
+        await asyncio.sleep(0.05)
+        return len(made)
+
+    shared = live.Shared(make, 0.03)
+    assert await asyncio.gather(*(shared.get("a") for _ in range(3))) == [1, 1, 1]
 
 
 async def test_a_making_that_fails_is_tried_again_by_the_next_who_asks() -> None:

@@ -113,6 +113,9 @@ async def test_one_call_is_shown_whole(tmp_path: Path, provider: ScriptedProvide
             f"/admin/projects/{project}/keys/{event.provider}",
         ):
             assert link in page.links and (await visitor.get(link)).status == 200
+        await house.context.database.execute("DELETE FROM providers")
+        later = await visitor.get(f"/admin/requests/{event.id}")
+        assert "(deleted)" in later.text and not [link for link in later.links if "/keys/" in link]
         missing = await visitor.get("/admin/requests/0199a1b2-0000-7000-8000-000000000001")
         assert missing.status == 404 and "keeps the last 1000" in missing.text
 

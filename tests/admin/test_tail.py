@@ -120,9 +120,9 @@ def publish(context: Context, count: int) -> None:
         context.bus.publish(Event(f"r{number}", None, None, None, "GET", "/", id=f"e{number}"))
 
 
-async def first_message(tail: Tail, after: str, wanted: Filter = ALL) -> Any:
+async def first_message(tail: Tail, after: str, wanted: Filter = ALL, number: int = 0) -> Any:
     """What somebody is told at first, as the page gets it."""
-    async with aclosing(tail.follow(wanted, after)) as messages:
+    async with aclosing(tail.follow(wanted, after, number)) as messages:
         return orjson.loads(orjson.dumps(await anext(messages)))
 
 
@@ -149,6 +149,24 @@ async def test_the_newest_are_told_and_the_others_counted(
             assert (message["skipped"], message["missed"], message["newest"]) == (skipped, missed, f"e{count}")
 
 
+@pytest.mark.parametrize(
+    ("number", "missed"),
+    [pytest.param(100, 7, id="not what the page had before"), pytest.param(500, 107, id="all, of a process before")],
+)
+async def test_only_what_a_page_has_not_seen_counts_as_missed(house: House, number: int, missed: int) -> None:
+    publish(house.context, KEPT + 107)
+    message = await first_message(Tail(house.context), "gone", number=number)
+    assert (message["skipped"], message["missed"], message["number"]) == (KEPT - MOST_ROWS, missed, KEPT + 107)
+
+
+async def test_a_page_tells_where_it_begins(house: House, visitor: Visitor) -> None:
+    publish(house.context, 3)
+    assert 'data-newest="e3" data-number="3"' in (await visitor.get("/admin/requests")).source
+    for number in ("2", "no number", "9" * 5000):
+        async with following(visitor, after="e3", number=number):
+            pass
+
+
 async def test_a_row_is_made_once_for_all_who_follow(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     made, show = list[str](), module.ended_row
 
@@ -164,3 +182,13 @@ async def test_a_row_is_made_once_for_all_who_follow(house: House, monkeypatch: 
     told = [await first_message(tail, "", wanted) for wanted in (ALL, ALL, Filter(text="e"), Filter(model="x"))]
     assert made == ["e1", "e2", "e3"]
     assert [len(message.get("ended", [])) for message in told] == [3, 3, 3, 0]
+
+
+async def test_who_follows_later_in_the_same_moment_misses_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So long that all of this happens within one.
+    monkeypatch.setattr(module, "TICK_SECONDS", 1e6)
+    tail = Tail(house.context)
+    publish(house.context, 1)
+    for newest in ("e1", "another"):
+        assert (await first_message(tail, ""))["newest"] == newest
+        house.context.bus.publish(Event("r", None, None, None, "GET", "/", id="another"))

@@ -209,6 +209,16 @@ async def test_charts_have_each_step_of_their_time_and_totals_agree(database: Da
     assert await one.totals_by_every(span) == every
 
 
+@pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
+async def test_a_call_counts_in_every_answer_as_soon_as_it_has_ended(database: Database) -> None:
+    bus = Bus()
+    async with open_history(database, bus, lambda _: None, 0) as one:
+        bus.publish(event("a"))
+        assert {name: figures.calls for name, figures in (await one.totals_by_every(SPANS["1h"]))["model"].items()} == {"a": 1}
+        bus.publish(event("a"))
+        assert (await one.totals(SPANS["1h"]))[""].calls == 2
+
+
 async def test_the_program_keeps_its_retention_and_tells_what_it_lost(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = migrated(settings_for(tmp_path, USAGE_RETENTION_DAYS="1"))
     async with open_database(settings) as database:

@@ -41,14 +41,31 @@ const becomeLike = (old, fresh) => {
 
 // Parts that the server keeps up to date: each message holds, by the ids of elements, what now stands in them.
 for (const part of document.querySelectorAll("[data-live]")) {
-  new EventSource(part.dataset.live).addEventListener("message", (message) => {
-    for (const [id, html] of Object.entries(JSON.parse(message.data))) {
+  const over = part.querySelector("[data-over]");
+  let source = null;
+  const show = ({ data }) => {
+    for (const [id, html] of Object.entries(JSON.parse(data))) {
       const fresh = document.createElement("template");
       fresh.innerHTML = html;
       showTimes(fresh.content);
       becomeLike(document.getElementById(id), fresh.content);
     }
-  });
+  };
+  const follow = () => {
+    // Browsers open six connections to a site, for all tabs together: tabs in the background would use them up.
+    if (document.hidden) {
+      source?.close();
+      source = null;
+    } else if (!source) {
+      source = new EventSource(part.dataset.live);
+      source.addEventListener("message", show);
+      source.addEventListener("open", () => { over.hidden = true; });
+      // The browser tries again by itself, unless what it asked for led to the login, or to an error.
+      source.addEventListener("error", ({ target }) => { over.hidden = target.readyState !== EventSource.CLOSED; });
+    }
+  };
+  document.addEventListener("visibilitychange", follow);
+  follow();
 }
 
 // Copy buttons; without this script the fields can be selected.

@@ -32,9 +32,9 @@ const made = (template, given) => {
 const follow = () => {
   const part = (name) => tail.querySelector(`[data-${name}]`);
   const running = part("running").querySelector("tbody"), ended = part("ended").querySelector("tbody");
-  const number = (value) => new Intl.NumberFormat("en").format(value).replaceAll(",", "\u202f");
+  const amount = (value) => new Intl.NumberFormat("en").format(value).replaceAll(",", "\u202f");
   const say = (text) => { document.getElementById("live").textContent = text; };
-  let { newest } = tail.dataset, source = null, paused = false, skipped = 0, missed = 0;
+  let { newest, number } = tail.dataset, source = null, paused = false, skipped = 0, missed = 0;
 
   const showRunning = ({ rows, count }) => {
     const left = new Map([...running.children].map((row) => [row.dataset.id, row]));
@@ -45,14 +45,14 @@ const follow = () => {
       left.delete(given.id);
     }
     for (const row of left.values()) row.remove();
-    part("running-count").textContent = number(count);
+    part("running-count").textContent = amount(count);
     part("running").hidden = count === 0;
     part("idle").hidden = count > 0;
     part("more-running").hidden = count <= rows.length;
   };
 
   const showEnded = (message) => {
-    newest = message.newest;
+    ({ newest, number } = message);
     for (const given of message.ended) {
       for (const row of running.children) if (row.dataset.id === given.id) row.remove();
       ended.prepend(made(part("ended-row"), given));
@@ -70,8 +70,8 @@ const follow = () => {
     skipped += message.skipped;
     missed += message.missed;
     part("skipped").hidden = skipped + missed === 0;
-    part("skipped").textContent = `So many calls ended that ${number(skipped)} of these are not shown` +
-      (missed ? `, and ${number(missed)} were gone before they could be looked at.` : "; load again to see the newest.");
+    part("skipped").textContent = `So many calls ended that ${amount(skipped)} of these are not shown` +
+      (missed ? `, and ${amount(missed)} were gone before they could be looked at.` : "; load again to see the newest.");
   };
 
   const close = () => {
@@ -83,6 +83,7 @@ const follow = () => {
     if (source || paused || document.hidden) return;
     const url = new URL(tail.dataset.tail, location.href);
     url.searchParams.set("after", newest);
+    url.searchParams.set("number", number);
     source = new EventSource(url);
     source.addEventListener("open", () => say("Live"));
     source.addEventListener("message", ({ data }) => {
