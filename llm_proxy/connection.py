@@ -13,6 +13,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import MAX_HEAD_BYTES
 from llm_proxy.guard import Guard, refusal, refusal_of
+from llm_proxy.logs import request_ids
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +150,8 @@ class Connection(RequestHandler):
             return False
         if isinstance(message, _ErrInfo):
             handler, message = self._make_error_handler(message), ERROR
+        # The task, hence its context, served the request before.
+        request_ids.set(None)
         request = factory(message, body, self, StreamWriter(self, self._loop), task)
         try:
             answer, reset = await self._handle_request(request, None, handler)

@@ -21,6 +21,7 @@ from stage.site import ROOMY, Site, echo, open_site, serving_tasks
 
 from llm_proxy import connection, wire
 from llm_proxy.errors import ApiError
+from llm_proxy.logs import request_ids
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 HEAD_SECONDS = 0.25
@@ -561,6 +562,21 @@ class TestPipelining:
             assert answer and answer.status == 200
             assert await client.is_closed()
         assert served == ["/1"]
+
+
+async def test_a_request_knows_nothing_of_the_one_before_it_on_its_connection() -> None:
+    known: list[object] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        known.append(request_ids.get())
+        request_ids.set(("first", None))
+        return web.Response()
+
+    async with open_site(answer) as site, visiting(site) as client:
+        for _ in range(2):
+            await client.send(GET)
+            assert await client.answer()
+    assert known == [None, None]
 
 
 async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
