@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import logging
 import socket
 import statistics
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -577,6 +579,28 @@ async def test_a_request_knows_nothing_of_the_one_before_it_on_its_connection() 
             await client.send(GET)
             assert await client.answer()
     assert known == [None, None]
+
+
+async def test_nothing_is_left_of_a_client_that_left_even_before_garbage_is_collected() -> None:
+    came, serving = asyncio.Event(), []
+
+    async def wait(request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task
+        serving.append(weakref.ref(task))
+        del task
+        came.set()
+        return await asyncio.get_running_loop().create_future()
+
+    async with open_site(wait) as site:
+        gc.disable()
+        try:
+            async with visiting(site) as client:
+                await client.send(GET)
+                await came.wait()
+            await until(lambda: serving[0]() is None)
+        finally:
+            gc.enable()
 
 
 async def test_connections_beyond_the_limit_are_closed_at_once() -> None:
