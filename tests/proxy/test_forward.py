@@ -246,27 +246,35 @@ async def test_settings_do_not_bound_more_than_they_say(
         assert reply is not None and reply.whole and reply.body == EVENT * 2
 
 
-async def test_a_call_that_ended_leaves_nothing_to_the_garbage_collector(house: House, provider: ScriptedProvider) -> None:
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        ((STREAM_HEAD, chunk(EVENT), END), "whole"),
+        ((STREAM_HEAD, chunk(EVENT)), "reset"),
+        ((), "reset"),
+        ((STREAM_HEAD, chunk(EVENT)), "left by its client"),
+    ],
+    ids=["whole", "broken off", "not answered", "left by its client"],
+)
+async def test_a_call_that_ended_leaves_nothing_to_the_garbage_collector(
+    house: House, provider: ScriptedProvider, data: tuple[bytes, ...], end: str
+) -> None:
     token = await house.token_for(provider.url)
     calls: list[weakref.ref[object]] = []
-    gone = asyncio.Event()
 
     async def script(exchange: Exchange) -> None:
         calls.extend(map(weakref.ref, house.context.running.longest()))
-        await exchange.send(STREAM_HEAD, chunk(EVENT))
-        if len(calls) == 2:
-            await gone.wait()
-        await exchange.send(END)
+        if end == "reset":
+            await resets(*data)(exchange)
+        else:
+            await exchange.send(*data)
 
     provider.script = script
     gc.disable()
     try:
-        reply = await ask(house.url, call(token, body=STREAM))
-        assert reply is not None and reply.whole
         async with connected(house.url) as client:
             await client.send(call(token, body=STREAM))
-            await until(lambda: len(calls) == 2)
-        await until(lambda: [ended() for ended in calls] == [None, None])
+            await (until(lambda: calls) if end == "left by its client" else client.answer())
+        await until(lambda: calls and not any(ended() for ended in calls))
     finally:
         gc.enable()
-        gone.set()
