@@ -13,6 +13,7 @@ from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import MAX_HEAD_BYTES
 from llm_proxy.guard import Guard, refusal, refusal_of
+from llm_proxy.logs import request_ids
 
 log = logging.getLogger(__name__)
 
@@ -143,13 +144,15 @@ class Connection(RequestHandler):
 
     async def _serve(self, message: Any, body: StreamReader) -> bool:
         """Serve one request; returns whether there may be another."""
-        factory, handler, task = self._request_factory, self._request_handler, self._task_handler
-        if factory is None or handler is None or task is None:
+        factory, handler = self._request_factory, self._request_handler
+        if factory is None or handler is None or self._task_handler is None:
             # The connection is lost.
             return False
         if isinstance(message, _ErrInfo):
             handler, message = self._make_error_handler(message), ERROR
-        request = factory(message, body, self, StreamWriter(self, self._loop), task)
+        # The task, hence its context, served the request before.
+        request_ids.set(None)
+        request = factory(message, body, self, StreamWriter(self, self._loop), self._task_handler)
         try:
             answer, reset = await self._handle_request(request, None, handler)
         except ConnectionError:

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import logging
 import socket
 import statistics
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,6 +23,7 @@ from stage.site import ROOMY, Site, echo, open_site, serving_tasks
 
 from llm_proxy import connection, wire
 from llm_proxy.errors import ApiError
+from llm_proxy.logs import request_ids
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 HEAD_SECONDS = 0.25
@@ -561,6 +564,43 @@ class TestPipelining:
             assert answer and answer.status == 200
             assert await client.is_closed()
         assert served == ["/1"]
+
+
+async def test_a_request_knows_nothing_of_the_one_before_it_on_its_connection() -> None:
+    known: list[object] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        known.append(request_ids.get())
+        request_ids.set(("first", None))
+        return web.Response()
+
+    async with open_site(answer) as site, visiting(site) as client:
+        for _ in range(2):
+            await client.send(GET)
+            assert await client.answer()
+    assert known == [None, None]
+
+
+async def test_nothing_is_left_of_a_client_that_left_even_before_garbage_is_collected() -> None:
+    came, serving = asyncio.Event(), []
+
+    async def wait(request: web.BaseRequest) -> web.StreamResponse:
+        task = asyncio.current_task()
+        assert task
+        serving.append(weakref.ref(task))
+        del task
+        came.set()
+        return await asyncio.get_running_loop().create_future()
+
+    async with open_site(wait) as site:
+        gc.disable()
+        try:
+            async with visiting(site) as client:
+                await client.send(GET)
+                await came.wait()
+            await until(lambda: serving[0]() is None)
+        finally:
+            gc.enable()
 
 
 async def test_connections_beyond_the_limit_are_closed_at_once() -> None:

@@ -53,6 +53,8 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
             return await answer_models(call, routes)
         return await respond(call, routes)
     except ApiError as error:
+        # Or the call would wait for the garbage collector where a frame that the error came through holds the error.
+        error.__traceback__ = None
         return await tell(call, error)
     except ClientGone:
         return call.reply

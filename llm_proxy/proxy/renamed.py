@@ -84,8 +84,10 @@ class RenamedAnswer:
         if self._renamer is None:
             return await self._answer.flow(take, patience)
         if self.status >= 400:
-            data = await self.chunk(patience)
-            return not data or not take(data)
+            while data := await self.chunk(patience):
+                if take(data):
+                    return False
+            return True
         feed = self._renamer.feed
         return await self._answer.flow(lambda data: bool(passed := feed(data)) and take(passed), patience)
 

@@ -98,8 +98,10 @@ class ReceivedAnswer:
         if self._take is None or self._source is None:
             waiter.set_result(False)
             return
+        # What came may be framing alone, and an empty piece would be taken for the end.
+        data = self.ready()
         try:
-            wants_pause = self._take(self.ready())
+            wants_pause = bool(data) and self._take(data)
         except Exception as error:
             waiter.set_exception(error)
             return

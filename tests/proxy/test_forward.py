@@ -1,16 +1,18 @@
 """The call at its provider: what is asked there, and what becomes of answers that break off."""
 
 import asyncio
+import gc
 import gzip
+import weakref
 from pathlib import Path
 
 import orjson
 import pytest
-from stage.asking import CHAT, MESSAGES, STREAM, ask, call, code_of, event_of
+from stage.asking import CHAT, MESSAGES, STREAM, ask, call, code_of, event_of, until
 from stage.house import PROVIDER_KEY, TESTER, House, open_house, settings_for
 from stage.profiles import shipped
 from stage.provider import END, STREAM_HEAD, Exchange, Script, ScriptedProvider, answer, chunk
-from stage.raw import Answer
+from stage.raw import Answer, connected
 from stage.scripts import holds, resets, sends
 
 from llm_proxy.acts import providers
@@ -242,3 +244,37 @@ async def test_settings_do_not_bound_more_than_they_say(
         provider.script = script
         reply = await ask(house.url, call(token, body=body))
         assert reply is not None and reply.whole and reply.body == EVENT * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "end"),
+    [
+        ((STREAM_HEAD, chunk(EVENT), END), "whole"),
+        ((STREAM_HEAD, chunk(EVENT)), "reset"),
+        ((), "reset"),
+        ((STREAM_HEAD, chunk(EVENT)), "left by its client"),
+    ],
+    ids=["whole", "broken off", "not answered", "left by its client"],
+)
+async def test_a_call_that_ended_leaves_nothing_to_the_garbage_collector(
+    house: House, provider: ScriptedProvider, data: tuple[bytes, ...], end: str
+) -> None:
+    token = await house.token_for(provider.url)
+    calls: list[weakref.ref[object]] = []
+
+    async def script(exchange: Exchange) -> None:
+        calls.extend(map(weakref.ref, house.context.running.longest()))
+        if end == "reset":
+            await resets(*data)(exchange)
+        else:
+            await exchange.send(*data)
+
+    provider.script = script
+    gc.disable()
+    try:
+        async with connected(house.url) as client:
+            await client.send(call(token, body=STREAM))
+            await (until(lambda: calls) if end == "left by its client" else client.answer())
+        await until(lambda: calls and not any(ended() for ended in calls))
+    finally:
+        gc.enable()

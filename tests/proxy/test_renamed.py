@@ -12,6 +12,8 @@ from stage.raw import Answer
 from stage.routes import at, clock_of, pooled, project_with, token_with
 from stage.scripts import sends
 
+from llm_proxy.proxy.renamed import LARGEST_ERROR
+
 THEIRS = b"prov/x-secret"
 CHAT = {
     "id": "chatcmpl-1",
@@ -87,6 +89,15 @@ async def test_errors_do_not_tell_the_providers_name_either(
     provider.script = sends(answer(body, kind, b"404 Not Found"))
     reply = await ask(house.url, call(token, body=b'{"model": "smart"}'))
     assert reply is not None and (reply.status, reply.body) == (404, expected)
+
+
+async def test_an_error_that_is_too_large_to_be_held_arrives_whole_all_the_same(
+    house: House, provider: ScriptedProvider, token: str
+) -> None:
+    body = b"no model prov/x-secret here" + b"." * (2 * LARGEST_ERROR)
+    provider.script = sends(answer(body, b"text/plain", b"404 Not Found"))
+    reply = await ask(house.url, call(token, body=b'{"model": "smart"}'))
+    assert reply is not None and reply.whole and len(reply.body) == len(body.replace(THEIRS, b"smart"))
 
 
 async def test_a_name_that_is_a_part_of_the_clients_is_put_in_once(house: House, provider: ScriptedProvider) -> None:

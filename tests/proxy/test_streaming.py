@@ -50,6 +50,27 @@ async def test_every_piece_arrives_before_the_next_is_sent(house: House, provide
         assert await next_chunk(connection) == b""
 
 
+async def test_a_chunk_whose_framing_comes_by_itself_ends_nothing(house: House, provider: ScriptedProvider) -> None:
+    token = await house.token_for(provider.url)
+    seen = asyncio.Event()
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.send(STREAM_HEAD, chunk(EVENT))
+        await seen.wait()
+        size, _, rest = chunk(EVENT).partition(b"\r\n")
+        for piece in (size, b"\r\n", rest, END):
+            await exchange.send(piece)
+            await asyncio.sleep(0.02)
+
+    provider.script = script
+    async with asyncio.timeout(5), connected(house.url) as connection:
+        await connection.send(call(token, body=STREAM))
+        await head_of(connection)
+        assert await next_chunk(connection) == EVENT
+        seen.set()
+        assert [await next_chunk(connection) for _ in range(2)] == [EVENT, b""]
+
+
 async def test_the_head_of_an_event_stream_does_not_wait_for_its_body(house: House, provider: ScriptedProvider) -> None:
     token = await house.token_for(provider.url)
     read = asyncio.Event()

@@ -143,6 +143,19 @@ async def test_pieces_flow_to_their_taker_at_once_until_the_end() -> None:
     assert take.taken[3:] == [b"last"]
 
 
+async def test_framing_alone_is_no_piece_that_flows() -> None:
+    provider, take = Provider(), Taker()
+    answer = ReceivedAnswer(provider)
+    flowing = asyncio.ensure_future(answer.flow(take, 7.0))
+    await asyncio.sleep(0)
+    answer.wake()
+    assert take.taken == [], "an empty piece would be the end of a chunked body"
+    assert provider.watched == [7.0] * 2, "it is no silence either"
+    answer.is_whole = True
+    answer.end()
+    assert await flowing is True
+
+
 async def test_a_taker_that_wants_a_pause_gets_no_more_until_it_asks() -> None:
     answer, take = ReceivedAnswer(Provider()), Taker()
     flowing = asyncio.ensure_future(answer.flow(take))
