@@ -5,7 +5,6 @@ import time
 
 from llm_proxy.errors import UpstreamTimeout
 from llm_proxy.proxy.attempts import open_answer
-from llm_proxy.proxy.body import Body
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route
 from llm_proxy.proxy.capture import kept_of
@@ -42,8 +41,6 @@ async def forward(call: Call, routes: list[Route], turn: Turn) -> Reply:
         raise call.end_error or UpstreamTimeout("The call took longer than it may in total.", sent=True) from None
     finally:
         call.deadline = None
-        # Or call and body would hold each other until the garbage collector looks.
-        call.body.on_error = Body.on_error
     return call.reply
 
 

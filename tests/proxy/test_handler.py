@@ -1,7 +1,6 @@
 """The life of a call, through the front door."""
 
 import asyncio
-import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,14 +9,13 @@ import pytest
 from stage.asking import ask, call, code_of, until
 from stage.house import TESTER, House, open_house, settings_for
 from stage.profiles import shipped
-from stage.provider import END, STREAM_HEAD, ScriptedProvider, answer, chunk, scripted_provider
+from stage.provider import ScriptedProvider, answer, scripted_provider
 from stage.raw import connected, exchange
 from stage.routes import at, token_with
 from stage.scripts import holds, sends
 
 from llm_proxy.acts import providers
 from llm_proxy.errors import DatabaseUnavailable
-from llm_proxy.proxy.call import Call
 
 ORIGIN = "https://app.example.com"
 
@@ -327,28 +325,3 @@ async def test_parameters_are_checked_on_the_name_without_the_suffix(tmp_path: P
         for model, status in (("acme/gpt-4o", 200), ("gpt-4o", 200), ("acme/o1", 400)):
             reply = await ask(house.url, call(token, body=orjson.dumps({"model": model})))
             assert reply is not None and reply.status == status
-
-
-async def test_a_call_that_went_well_is_gone_at_its_end_without_the_garbage_collector(
-    house: House, provider: ScriptedProvider
-) -> None:
-    token = await house.token_for(provider.url)
-    scripts = {
-        "whole": sends(answer(b"{}")),
-        "refused": sends(answer(b"{}", status=b"400 Bad Request")),
-        "stream": sends(STREAM_HEAD, chunk(b"data: [DONE]\n\n"), END),
-    }
-    gc.collect()
-    gc.disable()
-    try:
-        for name, script in scripts.items():
-            provider.script = script
-            await ask(house.url, call(token))
-            await ask(house.url, call("sk-lp-unknown"))
-            house.context.bus.catch_up()
-            await until(lambda: not house.context.active)
-            await asyncio.sleep(0)
-            left = [one for one in gc.get_objects() if isinstance(one, Call)]
-            assert not left, f"{name}: {gc.get_referrers(left[0])}"
-    finally:
-        gc.enable()
