@@ -8,6 +8,8 @@ _PASSED_OVER = frozenset({429, 502, 503, 529})
 # Another provider has another key.
 _KEY_REFUSED = frozenset({401, 403})
 
+# Timers of the event loop are exact to some milliseconds, and in less than this nobody answers.
+LEAST_SECONDS = 0.01
 LEAST_BUDGET = 100
 SHARE = 0.1
 
@@ -52,7 +54,7 @@ class Circumstances:
 
 def may_try_another(failure: Failure, call: Circumstances) -> bool:
     """Whether the next candidate may be tried after a failure, the budget permitting."""
-    if not call.whole_body or call.reply_started or call.sticky or call.tried >= call.most or call.seconds_left <= 0:
+    if not call.whole_body or call.reply_started or call.sticky or call.tried >= call.most or call.seconds_left < LEAST_SECONDS:
         return False
     if failure.should_retry:
         return True
