@@ -132,10 +132,12 @@ async def test_on_a_terminal_it_prompts_and_ctrl_c_ends_it(house: House, fake: s
             while text not in seen:
                 seen += (await asyncio.to_thread(os.read, ours, 4096)).decode()
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await until("> ")
             os.write(ours, b"Hello\n")
             await until("You said: Hello\r\n> ")
+            # The prompt is shown a moment before the terminal takes keys for it.
+            await asyncio.sleep(0.5)
             while process.poll() is None:
                 # A key that comes while the terminal changes its mode is lost; a person would press it again, yet not at once:
                 # one that comes while Python ends kills it.
