@@ -229,6 +229,8 @@ async def respond(call: Call, routes: list[Route]) -> Reply:
         began = time.perf_counter()
         await turn.decide()
         call.timed("cache", began)
+        # Limits and cache may have taken a while, in which the call's permission went.
+        call.check_ended()
         if stored := turn.entry:
             if turn.wants_refresh:
                 refresh(call, routes, turn)

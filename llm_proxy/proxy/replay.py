@@ -61,11 +61,8 @@ def passed_on(
     if call.correlation_id:
         ours.append((b"X-Correlation-ID", call.correlation_id.encode()))
     ours += added
-    for route in routes:
-        if route.profile.allowed_origins:
-            said = cors_headers([route.profile for route in routes], call.request.headers.get("Origin", ""))
-            ours += [(name.encode(), value.encode()) for name, value in said.items()]
-            break
+    said = cors_headers([route.profile for route in routes], call.request.headers.get("Origin", ""))
+    ours += [(name.encode(), value.encode()) for name, value in said.items()]
     ours.append((b"Server-Timing", call.server_timing()))
     return headers.to_client(answer, ours, lambda url: _led_back(url, routes, call))
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,6 +16,7 @@ from stage.raw import Answer, connected
 from stage.scripts import holds, in_turn, resets, sends
 
 from llm_proxy.changes import EVERYTHING
+from llm_proxy.errors import ApiError
 from llm_proxy.running import RunningCall
 
 PUBLIC = b"Cache-Control: public"
@@ -425,3 +427,23 @@ async def test_streaming_calls_do_not_wait_for_one_another(tenant: Tenant, provi
         await provider.next_exchange()
         reply = await asyncio.wait_for(tenant.send(PUBLIC, method="POST", path=CHAT, body=STREAM), 5)
     assert (reply.body, said_of(reply)) == (EVENTS, "stored")
+
+
+async def test_a_call_whose_token_is_revoked_while_the_cache_is_asked_gets_nothing_of_it(
+    tenant: Tenant, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider.script = numbered()
+    assert said_of(await tenant.send()) == "stored"
+    context = tenant.house.context
+    look_up = context.cache.look_up
+
+    async def revoked_meanwhile(*asked: Any) -> Any:
+        found = await look_up(*asked)
+        [running] = context.running.longest()
+        running.end(ApiError("token_inactive", "This token was revoked."))
+        return found
+
+    monkeypatch.setattr(context.cache, "look_up", revoked_meanwhile)
+    refused = await tenant.send()
+    assert (refused.status, code_of(refused)) == (401, "token_inactive")
+    assert (await event_of(tenant.house, 1)).outcome == "refused"
