@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from llm_proxy import logs
+from llm_proxy import logs, systemd
 from llm_proxy.audit import AuditLog, Who, event_of
 from llm_proxy.cache.http import HttpCache, open_cache
 from llm_proxy.changes import Change, ChangeFeed
@@ -131,7 +131,7 @@ class Context:
     def on_hangup(self) -> None:
         """SIGHUP: open rotated files anew, read the profiles again."""
         self.reopen()
-        self.tasks.start("reload of the profiles", reload_or_log(self))
+        self.tasks.start("reload of the profiles", systemd.while_reloading(reload_or_log(self)))
 
     def reopen(self) -> None:
         """Open the files anew that another program may have rotated away."""

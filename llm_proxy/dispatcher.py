@@ -29,6 +29,9 @@ from llm_proxy.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
+# After what is in hand was delivered, what closing may take.
+CLOSING_SECONDS = 15.0
+
 
 @dataclass(frozen=True)
 class Post:
@@ -168,9 +171,10 @@ async def serve(settings: Settings, service: str, addr: str) -> None:
         async with open_post(settings, service) as post, open_site(post, addr) as url:
             with _signals({signal.SIGTERM: stop.set, signal.SIGINT: stop.set, signal.SIGHUP: post.reopen}):
                 log.info("the dispatcher of %s listens on %s", service, url)
+                post.tasks.start("watchdog", systemd.feed_watchdog())
                 systemd.notify("READY=1")
                 await stop.wait()
-                systemd.notify("STOPPING=1")
+                systemd.stopping(settings.shutdown_timeout + CLOSING_SECONDS)
             log.info("stopping: what is in hand is delivered")
         log.info("stopped")
     finally:

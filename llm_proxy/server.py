@@ -40,6 +40,8 @@ POLL_SECONDS = 0.02
 IDLE_SECONDS = 0.3
 # Of the calls that are cut at the end of a stop: how long their last words may take.
 CUT_SECONDS = 0.8
+# After the calls, what closing the pools, the log of events and the database may take.
+CLOSING_SECONDS = 15.0
 # Files that connections leave to the database, the log and the admin site.
 RESERVED_FILES = 512
 ADMIN_CONNECTIONS = 256
@@ -202,7 +204,7 @@ def _url(bound: tuple[Any, ...], host: str) -> str:
 
 async def _drain(context: Context, runners: list[GuardedRunner], delay: float, hurry: asyncio.Event) -> None:
     """Say not ready, keep serving for a while; then take no connection, let calls finish, cut what is left at the deadline."""
-    systemd.notify("STOPPING=1")
+    systemd.stopping(delay + context.settings.shutdown_timeout + CLOSING_SECONDS)
     context.draining = True
     if delay:
         log.info("draining for %g s: /ready says 503, calls are still served", delay)
@@ -298,7 +300,7 @@ async def serve_admin(context: Context) -> None:
 
 def _is_ready(context: Context) -> None:
     context.tasks.start("loop lag", _measure_lag(context))
-    context.tasks.start("watchdog", _feed_watchdog())
+    context.tasks.start("watchdog", systemd.feed_watchdog())
     systemd.notify("READY=1")
 
 
@@ -337,10 +339,3 @@ async def _measure_lag(context: Context) -> None:
         began = time.perf_counter()
         await asyncio.sleep(LAG_SECONDS)
         context.metrics.loop_lag.set(max(0.0, time.perf_counter() - began - LAG_SECONDS))
-
-
-async def _feed_watchdog() -> None:
-    every = systemd.watchdog_seconds()
-    while every:
-        systemd.notify("WATCHDOG=1")
-        await asyncio.sleep(every)

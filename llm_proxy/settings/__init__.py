@@ -122,10 +122,11 @@ def _read_secret_file(name: str, path: str) -> str:
 
 
 def _systemd_credential(name: str) -> tuple[str, str, str] | None:
+    """One of systemd's credentials; an empty one is the way in which a unit says that there may be none (SetCredential)."""
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    if directory and (path := pathlib.Path(directory, name)).is_file():
-        return name, _read_secret_file(name, str(path)), "CREDENTIALS_DIRECTORY"
-    return None
+    if not directory or not (path := pathlib.Path(directory, name)).is_file() or path.stat().st_size <= 1:
+        return None
+    return name, _read_secret_file(name, str(path)), "CREDENTIALS_DIRECTORY"
 
 
 def _parse(field: "dataclasses.Field[Any]", name: str, text: str) -> Any:
