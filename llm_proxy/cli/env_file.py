@@ -26,13 +26,13 @@ def fresh_secrets() -> dict[str, str]:
     }
 
 
-def write(path: pathlib.Path, values: Mapping[str, str]) -> None:
+def write(path: pathlib.Path, values: Mapping[str, str], header: str = HEADER) -> None:
     """Write the file, readable by its owner only, in place of one that is there.
 
     Raises:
         StartError: it cannot be written.
     """
-    write_private(path, HEADER + _lines(values))
+    write_private(path, header + _lines(values))
 
 
 def extend(path: pathlib.Path, values: Mapping[str, str]) -> None:
