@@ -64,6 +64,9 @@ def peer_of(socket_address: str, scheme: str, forwarded_for: str, forwarded_prot
         forwarded_for: X-Forwarded-For, empty when absent.
         forwarded_proto: X-Forwarded-Proto, empty when absent.
     """
+    if socket_address.startswith("::ffff:") and "." in socket_address:
+        # A socket that systemd passes takes IPv4 as IPv6.
+        socket_address = socket_address[len("::ffff:") :]
     if not trusted or not _within(socket_address, trusted):
         return Peer(socket_address, scheme)
     proto = forwarded_proto.rpartition(",")[2].strip().lower()
