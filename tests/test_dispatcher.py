@@ -16,6 +16,7 @@ from stage.asking import until
 from stage.calls import call
 from stage.house import House, open_house, settings_for
 from stage.logs import lines_of
+from stage.notified import notified
 from stage.postgres import free_port
 from stage.processes import dispatcher
 from stage.redis import RedisServer
@@ -219,3 +220,13 @@ async def test_an_address_in_use_is_named(redis_server: RedisServer, tmp_path: p
         with pytest.raises(StartError, match="Is another dispatcher running"):
             async with open_site(post, addr):
                 pass
+
+
+async def test_systemd_is_told_of_ready_watchdog_and_stopping(tmp_path: pathlib.Path, redis_server: RedisServer) -> None:
+    env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000"}
+    with notified(tmp_path / "notify") as told:
+        async with dispatcher(tmp_path, "file", redis_server.uri, **env) as process:
+            await until(lambda: told.count("WATCHDOG=1") >= 3)
+            assert await process.stopped() == 0
+        await until(lambda: "EXTEND_TIMEOUT_USEC=45000000" in told)
+    assert [word for word in told if word != "WATCHDOG=1"] == ["READY=1", "STOPPING=1", "EXTEND_TIMEOUT_USEC=45000000"]

@@ -31,6 +31,7 @@ TRUSTED = ("10.0.0.0/8", "2001:db8::/32")
         pytest.param("10.0.0.1", "2001:db9::7", "2001:db9::7", id="IPv6"),
         pytest.param("2001:db8::1", "192.0.2.9", "192.0.2.9", id="trusted IPv6"),
         pytest.param("::ffff:10.0.0.1", "192.0.2.9", "192.0.2.9", id="trusted IPv4 on an IPv6 socket"),
+        pytest.param("::ffff:198.51.100.1", "", "198.51.100.1", id="IPv4 on an IPv6 socket"),
         pytest.param("", "192.0.2.9", "", id="unix socket"),
         pytest.param("/run/llm-proxy.sock", "192.0.2.9", "/run/llm-proxy.sock", id="path of a unix socket"),
     ],

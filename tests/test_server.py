@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import math
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -17,8 +18,10 @@ import orjson
 import pytest
 from stage.asking import STREAM, call, until
 from stage.house import MANAGEMENT_TOKEN, PROVIDER_KEY, House, open_house, settings_for
+from stage.notified import notified
+from stage.passing import passed_to, started_by
 from stage.postgres import free_port
-from stage.processes import Server, house_environment, server
+from stage.processes import Server, server
 from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, answer, chunk
 from stage.raw import Answer, RawConnection, connected
 
@@ -314,48 +317,6 @@ apis:
 """
 
 
-AS_SYSTEMD = """
-import os, sys
-passed = [int(number) for number in sys.argv[1].split(",")]
-for place, number in enumerate(passed):
-    os.dup2(number, 3 + place)
-os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(passed))}
-os.execv(sys.executable, [sys.executable, "-m", "llm_proxy", "server"])
-"""
-
-
-@asynccontextmanager
-async def started_by(script: str, argument: str, folder: pathlib.Path, *fds: int, **env: str) -> AsyncIterator[Server]:
-    """A server that a script becomes, once it has set the scene."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", script, argument),
-        cwd=folder,
-        env=house_environment(folder, **env),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        pass_fds=fds,
-    )
-    run = Server(process)
-    try:
-        await run.listens(None)
-        yield run
-    finally:
-        run.send(signal.SIGKILL)
-        await run.ended()
-
-
-@asynccontextmanager
-async def passed_to(folder: pathlib.Path, *listeners: socket.socket, **env: str) -> AsyncIterator[Server]:
-    """A server that is started as systemd does, with these sockets."""
-    copies = [fcntl.fcntl(one.fileno(), fcntl.F_DUPFD, 100) for one in listeners]
-    try:
-        async with started_by(AS_SYSTEMD, ",".join(map(str, copies)), folder, *copies, **env) as run:
-            yield run
-    finally:
-        for number in copies:
-            socket.close(number)
-
-
 @pytest.fixture
 def listener() -> Any:
     with socket.socket() as one:
@@ -396,7 +357,7 @@ async def test_both_sites_may_be_passed(tmp_path: pathlib.Path, listener: socket
 
 
 async def test_restarts_under_load_refuse_reset_and_cut_nobody(tmp_path: pathlib.Path, listener: socket.socket) -> None:
-    """The successor is started before the predecessor stops, as `systemctl` does with a passed socket."""
+    """Here the successor is started before the predecessor stops; tests/deploy/test_restarts.py has it the other way round."""
     enough = asyncio.Event()
 
     async def ask_on(url: str) -> int:
@@ -489,21 +450,18 @@ def test_passed_sockets_go_by_their_names_else_by_their_order(names: list[str], 
             one.close()
 
 
-async def test_systemd_is_told_of_ready_watchdog_and_stopping(tmp_path: pathlib.Path) -> None:
-    told: list[str] = []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
-        notified.bind(str(tmp_path / "notify"))
-        notified.setblocking(False)
-        loop = asyncio.get_running_loop()
-        loop.add_reader(notified, lambda: told.append(notified.recv(100).decode()))
-        try:
-            async with server(tmp_path, NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="100000") as run:
-                await until(lambda: told.count("WATCHDOG=1") >= 3)
-                assert "READY=1" in told and "STOPPING=1" not in told
-                assert await run.stopped() == 0
-                await until(lambda: "STOPPING=1" in told)
-        finally:
-            loop.remove_reader(notified)
+async def test_systemd_is_told_of_ready_watchdog_reload_and_stopping(tmp_path: pathlib.Path) -> None:
+    notify = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "100000", "SHUTDOWN_TIMEOUT": "5m"}
+    with notified(tmp_path / "notify") as told:
+        async with server(tmp_path, **notify) as run:
+            await until(lambda: told.count("WATCHDOG=1") >= 3)
+            assert [word for word in told if word != "WATCHDOG=1"] == ["READY=1"]
+            run.send(signal.SIGHUP)
+            await until(lambda: told.count("READY=1") == 2)
+            assert await run.stopped() == 0
+        await until(lambda: "EXTEND_TIMEOUT_USEC=315000000" in told)
+    words = [re.sub(r"\d{3,}", "N", word) for word in told if word != "WATCHDOG=1"]
+    assert words == ["READY=1", "RELOADING=1\nMONOTONIC_USEC=N", "READY=1", "STOPPING=1", "EXTEND_TIMEOUT_USEC=N"]
 
 
 @pytest.mark.parametrize("name", ["LISTEN_ADDR", "ADMIN_UI_LISTEN_ADDR"])

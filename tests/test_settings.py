@@ -194,6 +194,13 @@ def test_systemd_may_hold_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: pa
     assert settings.sources[name] == "CREDENTIALS_DIRECTORY"
 
 
+@pytest.mark.parametrize("name", SECRETS)
+def test_an_empty_credential_of_systemd_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path, name: str) -> None:
+    (tmp_path / name).write_text("\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert name not in load().sources
+
+
 def test_any_other_place_goes_over_systemd_s(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     (tmp_path / "ENCRYPTION_KEY").write_text(KEY)
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))

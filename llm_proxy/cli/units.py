@@ -57,7 +57,7 @@ def write(root: pathlib.Path, program: pathlib.Path, given: Mapping[str, str]) -
     for unit in sorted(path.name for path in resources.files("llm_proxy.units").iterdir() if _is_unit(path.name)):
         text = resources.files("llm_proxy.units").joinpath(unit).read_text().replace(PROGRAM, str(program))
         path = root / "etc/systemd/system" / unit
-        _write_unit(path, _listening(text, sockets) if unit == "llm-proxy.socket" else text)
+        _write_unit(path, _listening(text, sockets[unit]) if unit in sockets else text)
         written.append(path)
     return written
 
@@ -112,17 +112,18 @@ def _write_secrets(settings: pathlib.Path, values: Mapping[str, str]) -> list[pa
     return list(missing)
 
 
-def _sockets(settings: pathlib.Path) -> list[str]:
-    """What systemd listens on in place of the program."""
+def _sockets(settings: pathlib.Path) -> dict[str, list[str]]:
+    """What the socket units listen on in place of the program; each instance has an admin site of its own."""
     values = {name: value for name, value in dotenv_values(settings, interpolate=False).items() if value}
     default = Settings()
-    addresses = [values.get("LISTEN_ADDR", default.listen_addr)]
-    if values.get("ADMIN_UI_ENABLED", "true").lower() not in ("false", "0", "no"):
-        addresses.append(values.get("ADMIN_UI_LISTEN_ADDR", default.admin_ui_listen_addr))
     try:
-        return [_stream(parse_address(address)) for address in addresses]
+        proxy = _stream(parse_address(values.get("LISTEN_ADDR", default.listen_addr)))
+        admin = _stream(parse_address(values.get("ADMIN_UI_LISTEN_ADDR", default.admin_ui_listen_addr)))
     except ValueError as error:
         raise StartError(f"{settings}: an address is not accepted. Give {error}.") from error
+    served = values.get("ADMIN_UI_ENABLED", "true").lower() not in ("false", "0", "no")
+    both = {"llm-proxy.socket": [proxy, admin], "llm-proxy@.socket": [proxy, "127.0.0.1:1808%i"]}
+    return {unit: streams if served else streams[:1] for unit, streams in both.items()}
 
 
 def _stream(address: str) -> str:

@@ -64,6 +64,11 @@ def test_a_second_run_changes_nothing_of_the_operator_s(cli: Cli, tmp_path: path
     assert "credentials" not in said and units.SETTINGS not in said
 
 
+def listened(root: pathlib.Path, unit: str) -> list[str]:
+    text = (root / "etc/systemd/system" / unit).read_text()
+    return [line.partition("=")[2] for line in text.splitlines() if line.startswith("ListenStream=")]
+
+
 @pytest.mark.parametrize(
     ("lines", "streams"),
     [
@@ -76,8 +81,8 @@ def test_systemd_listens_where_the_settings_say(cli: Cli, tmp_path: pathlib.Path
     (tmp_path / units.SETTINGS).parent.mkdir(parents=True)
     (tmp_path / units.SETTINGS).write_text(lines)
     setup(cli, tmp_path)
-    unit = (tmp_path / "etc/systemd/system/llm-proxy.socket").read_text()
-    assert [line.partition("=")[2] for line in unit.splitlines() if line.startswith("ListenStream=")] == streams
+    assert listened(tmp_path, "llm-proxy.socket") == streams
+    assert listened(tmp_path, "llm-proxy@.socket") == [streams[0], "127.0.0.1:1808%i"][: len(streams)]
 
 
 def test_the_url_of_a_database_is_a_secret(cli: Cli, tmp_path: pathlib.Path) -> None:
