@@ -22,6 +22,7 @@ from llm_proxy.cache import (
 )
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import RawHeaders
+from llm_proxy.heads import Head
 from llm_proxy.proxy.call import Call, Route
 from llm_proxy.proxy.headers import CREDENTIALS
 
@@ -59,8 +60,7 @@ class Turn:
         self.asked_at = 0.0
 
     def _read(self) -> Lookup:
-        request = self._call.request
-        lookup = rules.read_request(request.method, request.raw_headers, post_listed=self._post_listed)
+        lookup = self._call.request.head.recall(_asked_of_listed if self._post_listed else _asked)
         if lookup.bypass:
             return lookup
         body = self._call.body
@@ -300,6 +300,14 @@ class _Capture:
     head: tuple[int, str, RawHeaders]
     came_at: float
     body: bytearray = dataclasses.field(default_factory=bytearray)
+
+
+def _asked(head: Head) -> Lookup:
+    return rules.read_request(head.method, head.raw_headers)
+
+
+def _asked_of_listed(head: Head) -> Lookup:
+    return rules.read_request(head.method, head.raw_headers, post_listed=True)
 
 
 def _lists_post(call: Call, routes: list[Route]) -> bool:
