@@ -13,6 +13,7 @@ from llm_proxy.cache import (
     Lookup,
     Miss,
     OnlyIfCachedMiss,
+    Place,
     Revalidate,
     StaleWhileRevalidate,
     Terms,
@@ -48,7 +49,6 @@ class Turn:
         self.routes = routes
         self._post_listed = call.request.method == "POST" and _lists_post(call, routes)
         self.lookup = self._read()
-        self.place = self._cache.place_of(call.project_id, self.lookup.method, call.target.path)
         self.key = None if self.lookup.bypass else self._key()
         self.found: Hit | StaleWhileRevalidate | Revalidate | Miss = Miss(self.lookup.bypass or "uri-miss")
         self.status = "bypass" if self.lookup.bypass else "miss"
@@ -59,6 +59,11 @@ class Turn:
         self._capture: _Capture | None = None
         self.asked_at = 0.0
 
+    @functools.cached_property
+    def place(self) -> Place:
+        """Where in the cache it looks."""
+        return self._cache.place_of(self._call.project_id, self.lookup.method, self._call.target.path)
+
     def _read(self) -> Lookup:
         lookup = self._call.request.head.recall(_asked_of_listed if self._post_listed else _asked)
         if lookup.bypass:
@@ -68,7 +73,7 @@ class Turn:
         unkeyed = body.rest is not None or (body.held and lookup.method != "POST")
         if unkeyed or not self._cache.enabled:
             return dataclasses.replace(lookup, bypass="bypass")
-        return dataclasses.replace(lookup, headers=fields.without(lookup.headers, _NEVER_SELECTING))
+        return lookup
 
     def _key(self) -> str:
         call = self._call
@@ -302,12 +307,13 @@ class _Capture:
     body: bytearray = dataclasses.field(default_factory=bytearray)
 
 
-def _asked(head: Head) -> Lookup:
-    return rules.read_request(head.method, head.raw_headers)
+def _asked(head: Head, *, post_listed: bool = False) -> Lookup:
+    lookup = rules.read_request(head.method, head.raw_headers, post_listed=post_listed)
+    return dataclasses.replace(lookup, headers=fields.without(lookup.headers, _NEVER_SELECTING))
 
 
 def _asked_of_listed(head: Head) -> Lookup:
-    return rules.read_request(head.method, head.raw_headers, post_listed=True)
+    return _asked(head, post_listed=True)
 
 
 def _lists_post(call: Call, routes: list[Route]) -> bool:
