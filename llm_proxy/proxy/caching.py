@@ -90,14 +90,17 @@ class Turn:
 
     # Before the provider
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the cache has a word in the call."""
+        return self.key is not None or self.lookup.only_if_cached
+
     async def decide(self) -> None:
         """Look into the cache, after an identical call that is under way if there is one.
 
         Raises:
             ApiError: `only_if_cached`.
         """
-        if self.key is None and not self.lookup.only_if_cached:
-            return
         await self._look()
         if self.key is None or not self._may_wait():
             return
@@ -167,6 +170,11 @@ class Turn:
         return headers
 
     # With the provider's answer
+
+    @property
+    def revalidates(self) -> bool:
+        """Whether the provider is asked because what is stored may not be sent as it is."""
+        return isinstance(self.found, Revalidate)
 
     async def confirmed(self, status: int, headers: RawHeaders) -> Entry | None:
         """The stored answer that a provider's one lets us send: confirmed by it, or in place of a failure."""

@@ -160,7 +160,7 @@ class Call:
         self.peer = peer
         self.reply = Reply(request)
         self.body = Body()
-        self.timings: list[tuple[str, float]] = []
+        self.timings: dict[str, float] = {}
         self.request_id = told.asked_id or new_id()
         self.correlation_id = told.correlation_id
         self.event = Event(
@@ -271,14 +271,15 @@ class Call:
 
     def timed(self, name: str, since: float) -> None:
         """A part of the call that Server-Timing shows, from `since`, as `time.perf_counter` gave it, until now."""
-        self.timings.append((name, time.perf_counter() - since))
+        self.took(name, time.perf_counter() - since)
+
+    def took(self, name: str, seconds: float) -> None:
+        """A part of the call that Server-Timing shows; those of one name are shown together."""
+        self.timings[name] = self.timings.get(name, 0.0) + seconds
 
     def server_timing(self) -> bytes:
         """The Server-Timing header's value, in milliseconds."""
-        total: dict[str, float] = {}
-        for name, seconds in self.timings:
-            total[name] = total.get(name, 0.0) + seconds
-        return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in total.items()]).encode()
+        return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in self.timings.items()]).encode()
 
     def sent(self) -> None:
         """The request is handed to the provider's connection, so it counts from now on."""

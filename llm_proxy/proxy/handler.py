@@ -253,7 +253,8 @@ async def respond(call: Call, routes: list[Route]) -> Reply:
     turn = Turn(call, routes)
     try:
         began = time.perf_counter()
-        await turn.decide()
+        if turn.is_asked:
+            await turn.decide()
         call.timed("cache", began)
         # Limits and cache may have taken a while, in which the call's permission went.
         call.check_ended()
