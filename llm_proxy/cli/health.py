@@ -15,9 +15,7 @@ SECONDS = 4.0
 
 
 @click.command()
-@click.option(
-    "--ready", is_flag=True, help="Ask whether calls may be sent there: not while it drains or lacks its database."
-)
+@click.option("--ready", is_flag=True, help="Ask whether calls may be sent there: not while it drains or lacks its database.")
 @options.addr
 @options.env_file
 def command(ready: bool) -> None:

@@ -163,6 +163,18 @@ def test_every_service_of_ours_gets_settings_it_can_start_with(started: tuple[st
     assert parse_duration(SERVICES[name]["stop_grace_period"]) >= settings.shutdown_timeout + 10
 
 
+def test_the_guide_makes_an_env_file_that_compose_and_the_program_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [line] = re.findall(r"^\(umask .*?> \.env\)$", (ROOT / "deploy" / "CONTAINERS.md").read_text(), re.MULTILINE | re.DOTALL)
+    # Not where the program would find it by itself.
+    folder = tmp_path / "containers"
+    folder.mkdir()
+    subprocess.run(["sh", "-euc", line], cwd=folder, check=True)
+    made = {name: value or "" for name, value in dotenv_values(folder / ".env", interpolate=False).items()}
+    assert set(made) == set(DOT_ENV) and (folder / ".env").stat().st_mode & 0o777 == 0o600
+    given = {name: filled(str(value), made) for name, value in SERVICES["proxy"]["environment"].items()}
+    check_serving(image.settings_of(monkeypatch, {**made, **given}))
+
+
 def test_a_missing_secret_stops_compose_with_its_name() -> None:
     with pytest.raises(LookupError, match=r"MANAGEMENT_TOKEN is missing in \.env"):
         for value in SERVICES["proxy"]["environment"].values():

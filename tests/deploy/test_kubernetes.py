@@ -110,6 +110,12 @@ def test_every_pod_starts_with_its_settings(settings_for: Any, overlay: str, nam
     assert settings.ships == (overlay == "production-with-events" and name != "llm-proxy-migration")
 
 
+def test_the_guide_makes_the_secret_that_pods_read() -> None:
+    given = re.findall(r"--from-literal=(\w+)=", (manifests.ROOT / "deploy" / "KUBERNETES.md").read_text())
+    first = ["MANAGEMENT_TOKEN", "ENCRYPTION_KEY"]
+    assert given == [*first, *first, *[name for name in image.SECRETS if name not in first]]
+
+
 @every_pod
 def test_every_pod_keeps_to_the_restricted_standard(overlay: str, name: str) -> None:
     spec, container = templates(ALL[overlay])[name]["spec"], container_of(overlay, name)
