@@ -182,7 +182,9 @@ def test_a_missing_secret_stops_compose_with_its_name() -> None:
 
 
 def test_by_default_the_proxy_is_alone_and_nothing_is_missing_in_any_profile() -> None:
-    assert [name for name, service in SERVICES.items() if "profiles" not in service] == ["proxy"]
+    profiles = {name: service.get("profiles", []) for name, service in SERVICES.items()}
+    fleet, monitoring = {name: ["fleet"] for name in ("dispatcher", "postgres", "redis")}, ["monitoring"]
+    assert profiles == {"proxy": [], **fleet, "prometheus": monitoring, "grafana": monitoring}
     assert variables(fleet=True)["COMPOSE_PROFILES"] == "fleet"
     for profile in ((), ("fleet",), ("monitoring",), ("fleet", "monitoring")):
         there = {name for name, service in SERVICES.items() if not service.get("profiles") or {*service["profiles"]} & {*profile}}
