@@ -23,6 +23,7 @@ COMMANDS = {
     "benchmark": ("llm_proxy.cli.benchmark", "Time many calls, the provider's part apart from the proxy's."),
     "config": ("llm_proxy.cli.config", "Show the effective settings, secrets masked."),
     "check": ("llm_proxy.cli.check", "Check settings, profiles, events, database and providers."),
+    "health": ("llm_proxy.cli.health", "Ask a running server whether it is well."),
     "fake-provider": ("llm_proxy.cli.fake_provider", "Serve a pretended provider, with faults, for trying."),
 }
 

@@ -150,14 +150,7 @@ async def remote_api(settings: Settings, url: str | None) -> AsyncIterator[Api]:
         raise SettingsError("MANAGEMENT_TOKEN is not set, and the server asks for it. With --local none is needed.")
     headers = {"Authorization": f"Bearer {settings.management_token[0].reveal()}"}
     async with aiohttp.ClientSession(headers=headers, timeout=aiohttp.ClientTimeout(total=SECONDS)) as session:
-        yield Api(session, url or own_address(settings))
-
-
-def own_address(settings: Settings) -> str:
-    """Where a server with these settings is reached from the same machine."""
-    host, _, port = settings.listen_addr.rpartition(":")
-    own = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-    return f"http://{own}:{port}"
+        yield Api(session, url or options.own_address(settings))
 
 
 def run(work: Callable[[Api], Awaitable[T]]) -> T:

@@ -13,7 +13,7 @@ import uvloop
 from llm_proxy import __version__
 from llm_proxy.chats import OPENAI, problem_of
 from llm_proxy.cli import options
-from llm_proxy.cli.api import own_address, reason_of
+from llm_proxy.cli.api import reason_of
 from llm_proxy.cli.chat import never_a_providers_key
 from llm_proxy.cli.load import Load, Timed
 from llm_proxy.cli.output import as_json, echo_json, echo_table, printable
@@ -58,7 +58,7 @@ def command(url: str | None, token: str | None, requests: int, concurrency: int,
     token = token or kept_token()
     if not token:
         raise click.UsageError("Give a token of the proxy with --token. `llm-proxy manage token create` makes one.")
-    url = url or own_address(options.settings())
+    url = url or options.own_address(options.settings())
     body = orjson.dumps(asked(how["model"], how["prompt"], stream=how["stream"]))
     headers, path = headers_of(token, cache=how["cache"]), OPENAI.path(how["model"])
     with _progress(requests, shown=sys.stderr.isatty() and not json) as tell:

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from llm_proxy.chats import OPENAI, Answer, Messages, problem_of
 from llm_proxy.cli import options
-from llm_proxy.cli.api import own_address, reason_of
+from llm_proxy.cli.api import reason_of
 from llm_proxy.cli.output import printable
 from llm_proxy.cli.quickstart import kept_token
 from llm_proxy.errors import StartError
@@ -46,7 +46,7 @@ def command(url: str | None, token: str | None, model: str, system: str | None, 
     token = token or kept_token()
     if not token:
         raise click.UsageError("Give a token of the proxy with --token. `llm-proxy manage token create` makes one.")
-    url = url or own_address(options.settings())
+    url = url or options.own_address(options.settings())
     messages: list[Mapping[str, str]] = []
     for asked in [" ".join(question)] if question else iter(_asked, ""):
         messages.append({"role": "user", "content": asked})

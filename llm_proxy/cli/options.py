@@ -77,3 +77,10 @@ def settings() -> Settings:
         SettingsError: they cannot be used.
     """
     return load(said().get("env"), {name: value for name, value in said().items() if name.isupper()})
+
+
+def own_address(settings: Settings) -> str:
+    """Where a server with these settings is reached from the same machine."""
+    host, _, port = settings.listen_addr.rpartition(":")
+    own = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    return f"http://{own}:{port}"

@@ -11,27 +11,12 @@ from stage.house import House
 from stage.postgres import free_port
 from stage.provider import ScriptedProvider, answer
 
-from llm_proxy import settings
 from llm_proxy.cli import api
-from llm_proxy.cli.api import LocalOperator, own_address, reason_of
+from llm_proxy.cli.api import LocalOperator, reason_of
 
 from .conftest import Cli, Manage
 
 TOKEN = {"MANAGEMENT_TOKEN": "a token of the test's own"}
-
-
-@pytest.mark.parametrize(
-    ("listen", "url"),
-    [
-        (":8080", "http://127.0.0.1:8080"),
-        ("0.0.0.0:80", "http://127.0.0.1:80"),
-        ("[::]:80", "http://[::1]:80"),
-        ("[::1]:80", "http://[::1]:80"),
-        ("example.com:80", "http://example.com:80"),
-    ],
-)
-def test_a_server_of_these_settings_is_reached_here(listen: str, url: str) -> None:
-    assert own_address(settings.load(overrides={"LISTEN_ADDR": listen})) == url
 
 
 @pytest.mark.parametrize(

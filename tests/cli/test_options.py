@@ -8,6 +8,7 @@ from click.testing import CliRunner, Result
 
 from llm_proxy.cli import options
 from llm_proxy.errors import SettingsError
+from llm_proxy.settings import load
 
 
 @click.group()
@@ -66,3 +67,17 @@ def test_a_sqlite_file_beside_a_postgresql_url_is_refused_rather_than_passed_ove
     result = run("show", "--db", "a.db", DATABASE_URL="postgresql://u:p@h/n")
     assert isinstance(result.exception, SettingsError)
     assert "contradict" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        (":8080", "http://127.0.0.1:8080"),
+        ("0.0.0.0:80", "http://127.0.0.1:80"),
+        ("[::]:80", "http://[::1]:80"),
+        ("[::1]:80", "http://[::1]:80"),
+        ("example.com:80", "http://example.com:80"),
+    ],
+)
+def test_a_server_of_these_settings_is_reached_here(listen: str, url: str) -> None:
+    assert options.own_address(load(overrides={"LISTEN_ADDR": listen})) == url
