@@ -104,17 +104,18 @@ class Connection(Serving):
             self._watch()
 
     def _is_idle(self) -> bool:
-        """Whether the parser is between two requests, and nobody waits for an answer."""
-        return self._waiter is not None and self._body.is_eof() and not (self._head_began or self._in_chunks or self._upgraded)
+        """Whether the next request is waited for, and the parser has seen nothing of it."""
+        waits = self._waiter is not None and not self._waiter.done() and self._body.is_eof()
+        return waits and not (self._head_began or self._in_chunks or self._upgraded)
 
     def _came_known(self, head: Head, body: bytes) -> None:
         """A request that needs no parser: its head is known, and its body is all that came with it."""
+        assert self._waiter is not None
         self._received = self._loop.time()
         self._request_count += 1
         self._body, self._body_answered = EMPTY_PAYLOAD, False
         self._messages.append((cast(Any, head), cast(Any, WholeBody(body) if body else EMPTY_PAYLOAD)))
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._waiter.set_result(None)
 
     def _messages_came(self, came: int, data: bytes) -> None:
         self._head_began, self._head_bytes = 0.0, 0
