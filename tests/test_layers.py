@@ -36,7 +36,7 @@ FLOORS = (
     {"changes", "redis_link", "news"},
     {"projects", "tokens", "audit", "usage", "operators", "sessions"},
     {"limits", "cache", "events", "providers", "master_keys", "token_counts", "token_cache", "chats"},
-    {"upstream", "history", "running"},
+    {"upstream", "history", "running", "backup", "retention"},
     {"context"},
     {"middleware", "guard", "acts"},
     {"requests"},
