@@ -8,7 +8,7 @@ import os
 import pathlib
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import IO
 
 from llm_proxy.backup.manifest import File, Manifest, decode

@@ -71,7 +71,7 @@ def _check_database(manifest: Manifest, settings: Settings) -> None:
     if manifest.database == "sqlite":
         raise StartError("The backup holds an SQLite database, and the settings name PostgreSQL (DATABASE_URL). Leave that out.")
     raise StartError(
-        "The backup was made beside PostgreSQL and holds no database. Set DATABASE_URL, and restore that database with pg_restore."
+        "The backup was made beside PostgreSQL and holds no database. Set DATABASE_URL, and restore the database with pg_restore."
     )
 
 
@@ -81,8 +81,8 @@ def _check_keys(needed: Mapping[str, KeyUse], settings: Settings) -> None:
         if id not in known:
             here = f"ENCRYPTION_KEY here has the fingerprint {', '.join(known)}" if known else "ENCRYPTION_KEY is not set"
             raise StartError(
-                f"The backup needs the ENCRYPTION_KEY with the fingerprint {id}: without it, {use.provider_keys} keys of providers "
-                f"and {use.tokens} tokens in it are of no use. {here}. Nothing was changed."
+                f"The backup needs the ENCRYPTION_KEY with the fingerprint {id}: without it, {use.provider_keys} keys of "
+                f"providers and {use.tokens} tokens in it are of no use. {here}. Nothing was changed."
             )
 
 
