@@ -2,11 +2,14 @@
 
 import pathlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from sqlite3 import Connection
 from typing import Any
 
-from llm_proxy.backup.manifest import KeyUse
+import orjson
+
+from llm_proxy.audit import Who, event_of
+from llm_proxy.backup.manifest import KeyUse, Manifest
 from llm_proxy.clock import now_ms
 from llm_proxy.db.copying import opened, told
 from llm_proxy.vault import key_id_of
@@ -52,6 +55,15 @@ def content_of(path: pathlib.Path) -> Content:
             keys={id: KeyUse(provider_keys[id], tokens[id]) for id in sorted({*provider_keys, *tokens})},
             plain=_one(connection, _PLAIN),
         )
+
+
+def note_restore(path: pathlib.Path, manifest: Manifest) -> None:
+    """Put into the audit log that the database was restored: what was revoked since the backup is good again from here on."""
+    facts = {"created_at": manifest.created_at, "version": manifest.version}
+    row = asdict(event_of(Who("restore"), "backup.restore", details=facts))
+    row["details"] = orjson.dumps(row["details"]).decode()
+    with told(path), opened(path) as connection:
+        connection.execute(f"INSERT INTO audit_events ({', '.join(row)}) VALUES (:{', :'.join(row)})", row)
 
 
 def _one(connection: Connection, sql: str) -> Any:

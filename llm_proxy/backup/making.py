@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llm_proxy import __version__
 from llm_proxy.backup import archive
 from llm_proxy.backup.content import Content, content_of
-from llm_proxy.backup.manifest import DATABASE, EVENTS, PROFILES, SETTINGS, KeyUse, Manifest
+from llm_proxy.backup.manifest import DATABASE, EVENTS, PROFILES, SETTINGS, KeyUse, Manifest, decode
 from llm_proxy.clock import now_ms, to_rfc3339
 from llm_proxy.db import copying, migrate
 from llm_proxy.errors import StartError
@@ -52,6 +52,8 @@ def make(settings: Settings, target: pathlib.Path, settings_text: str, keep: int
     path = target / f"llm-proxy-{datetime.datetime.now(datetime.UTC):%Y%m%dT%H%M%SZ}.tar.gz" if dated else target
     with _told(path), _stage(path.parent) as folder:
         manifest, plain = _fill(folder, settings, settings_text)
+        # What a restore would refuse must not pass for a backup.
+        decode(manifest.encode())
         archive.write(path, manifest, folder)
         removed = _rotate(target, keep) if dated and keep else []
     return Made(path, manifest, plain, removed)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from llm_proxy import __version__
 from llm_proxy.backup import archive
+from llm_proxy.backup.content import note_restore
 from llm_proxy.backup.manifest import DATABASE, EVENTS, PROFILES, KeyUse, Manifest
 from llm_proxy.db import copying, migrate
 from llm_proxy.errors import StartError
@@ -110,7 +111,7 @@ class _Place:
     """Where a backup is restored to. Everything is taken out and verified first, then put in place by renaming."""
 
     def __init__(self, settings: Settings, done: Restored, force: bool) -> None:
-        self._done, self._force = done, force
+        self._done, self._force, self._audited = done, force, settings.audit_enabled
         self._database = pathlib.Path(settings.database_path).absolute() if done.manifest.database == "sqlite" else None
         self._events = pathlib.Path(settings.event_dir).absolute()
         self._profiles = pathlib.Path(settings.api_config_path).absolute()
@@ -129,6 +130,8 @@ class _Place:
             archive.extract(path, self._path_of)
             if self._new_database:
                 copying.forget_sessions(self._new_database)
+                if self._audited:
+                    note_restore(self._new_database, self._done.manifest)
             self._put_profiles()
             self._clear()
             self._move_in()
@@ -213,4 +216,4 @@ def _give_away(path: pathlib.Path, to_owner_of: pathlib.Path) -> None:
     """What root restores belongs to whom the folder belongs to, or the server could not open it."""
     if os.geteuid() == 0:
         owner = to_owner_of.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

@@ -76,6 +76,15 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
         make(settings_for(tmp_path), tmp_path / "no" / "b.tar.gz", "")
 
 
+def test_what_could_not_be_restored_does_not_pass_for_a_backup(tmp_path: pathlib.Path) -> None:
+    settings = settings_for(tmp_path)
+    migrate.up(settings)
+    left_behind(tmp_path / "events", *samples(1), name="a b")
+    with pytest.raises(StartError, match="it holds a file 'events/a b-1/"):
+        make(settings, tmp_path / "b.tar.gz", "")
+    assert not (tmp_path / "b.tar.gz").exists()
+
+
 async def test_beside_postgresql_all_but_the_database_is_in_it(tmp_path: pathlib.Path, postgres_url: str) -> None:
     settings = settings_for(tmp_path, DATABASE_URL=postgres_url)
     left_behind(tmp_path / "events", *samples(1), sinks=("file",))

@@ -122,6 +122,8 @@ def test_what_is_restored_has_no_sessions_and_keeps_its_modes(backup: pathlib.Pa
     assert [path.name for path in database.parent.iterdir() if "restoring" in path.name] == []
     with contextlib.closing(sqlite3.connect(database)) as connection:
         assert connection.execute("SELECT COUNT(*) FROM admin_sessions").fetchone() == (0,)
+        [(actor, details)] = connection.execute("SELECT actor, details FROM audit_events WHERE action = 'backup.restore'")
+    assert actor == "restore" and archive.read_manifest(backup).created_at in details
 
 
 @pytest.mark.parametrize(
@@ -244,9 +246,9 @@ async def test_beside_postgresql_the_events_alone_are_restored(
 def test_what_root_restores_belongs_to_the_owner_of_the_folder(
     backup: pathlib.Path, there: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: dict[pathlib.Path, tuple[int, int]] = {}
+    given: dict[pathlib.Path, tuple[int, ...]] = {}
     monkeypatch.setattr(restoring.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(restoring.os, "chown", lambda path, user, group: given.__setitem__(path, (user, group)))
+    monkeypatch.setattr(restoring.os, "chown", lambda path, *to, follow_symlinks: given.__setitem__(path, to))
     restore(there, backup)
     owner = pathlib.Path(there.database_path).parent.stat()
     assert set(given.values()) == {(owner.st_uid, owner.st_gid)}

@@ -22,7 +22,17 @@ from llm_proxy.events.spool import Spool
 SINKS = ("file", "lunary")
 
 
-class MeddledDisk(Disk):
+class HastyDisk(Disk):
+    """A disk that need not survive a loss of power."""
+
+    def sync(self, fd: int) -> None:
+        pass
+
+    def sync_folder(self, folder: pathlib.Path) -> None:
+        pass
+
+
+class MeddledDisk(HastyDisk):
     """A disk on which something happens before each look at it."""
 
     def __init__(self, meddle: Callable[[], None]) -> None:
@@ -43,7 +53,7 @@ class MeddledDisk(Disk):
 
 def numbers(folder: pathlib.Path, sink: str) -> list[int]:
     """What a server that takes up this log hands to a sink, by the number of each event; gaps are none."""
-    spool = Spool(folder, SINKS)
+    spool = Spool(folder, SINKS, disk=HastyDisk())
     spool.open(appending=False)
     items = Reader(spool, sink).read(10_000)
     spool.close()
@@ -55,7 +65,7 @@ class Life:
     """A log that is written, delivered and kept, a step at a time."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.spool = Spool(folder, SINKS, segment_bytes=90)
+        self.spool = Spool(folder, SINKS, disk=HastyDisk(), segment_bytes=90)
         self.spool.open()
         self._count = itertools.count(1)
         self._readers = {sink: Reader(self.spool, sink) for sink in SINKS}
@@ -126,6 +136,17 @@ def test_what_no_sink_is_to_get_is_copied_too(tmp_path: pathlib.Path) -> None:
     left_behind(tmp_path / "events", *samples(1, 2, 3))
     found = copy_logs(tmp_path / "events", tmp_path / "copy")
     assert (found.events, found.undelivered, found.dead_letters) == (3, 0, 0)
+
+
+def test_how_far_the_shipment_to_redis_is_goes_along_and_what_was_damaged_does_not(tmp_path: pathlib.Path) -> None:
+    folder = left_behind(tmp_path / "events", *samples(1, 2), sinks=("redis",))
+    (folder / "redis.mark").write_bytes(b'["epoch",[1,2],1]')
+    (folder / "00000009.bad").write_bytes(b"damage")
+    copy_logs(tmp_path / "events", tmp_path / "copy")
+    copied = tmp_path / "copy" / folder.name
+    assert sorted(path.name for path in copied.iterdir()) == ["00000001.seg", "lock", "redis.cursor", "redis.mark"]
+    assert (copied / "redis.mark").read_bytes() == b'["epoch",[1,2],1]'
+    assert {path.stat().st_mode & 0o777 for path in copied.iterdir()} == {0o600}
 
 
 def test_without_a_log_there_is_an_empty_copy(tmp_path: pathlib.Path) -> None:
