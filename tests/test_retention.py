@@ -51,6 +51,22 @@ async def test_only_tokens_that_have_been_over_for_long_are_deleted(each_house: 
     assert await left(each_house) == columns.keys() - gone
 
 
+async def test_a_token_that_is_given_a_longer_life_just_then_stays(tmp_path: pathlib.Path, postgres_url: str) -> None:
+    async with open_house(settings_for(tmp_path, DATABASE_URL=postgres_url)) as house:
+        await house.token_for("http://127.0.0.1:1", name="prolonged")
+        database = house.context.database
+        await database.execute("UPDATE tokens SET expires_at = 1")
+        async with database.transaction() as tx, asyncio.timeout(10):
+            await tx.execute("UPDATE tokens SET expires_at = :late", {"late": TOMORROW})
+            task = asyncio.ensure_future(expire_tokens(database, 1))
+            while not await database.fetch_one("SELECT 1 FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        # It is done with it once another has waited in the same line.
+        await database.execute("UPDATE tokens SET last_used_at = 1")
+        task.cancel()
+        assert await left(house) == {"prolonged"}
+
+
 async def test_without_a_time_every_token_stays() -> None:
     await expire_tokens(None, 0)  # type: ignore[arg-type]
 

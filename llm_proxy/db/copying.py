@@ -24,7 +24,6 @@ def copy(source: pathlib.Path, target: pathlib.Path) -> None:
     with told(source), opened(source) as live, opened(target) as copied:
         # In one step: with several it begins anew whenever somebody writes in between, and under load never ends.
         live.backup(copied, pages=-1)
-        copied.execute("PRAGMA journal_mode=DELETE")
         [state] = copied.execute("PRAGMA quick_check(1)").fetchone()
         if state != "ok":
             raise StartError(f"The SQLite file {source} is damaged: {state.splitlines()[-1]}. Restore an earlier backup.")

@@ -94,6 +94,8 @@ async def test_on_an_empty_machine_all_goes_on_as_it_would_have(tmp_path: pathli
 async def backup(house: House, tmp_path: pathlib.Path) -> pathlib.Path:
     """A backup of a house with a token and three undelivered events."""
     await house.token_for("http://127.0.0.1:1")
+    async with house.context.database.transaction() as tx:
+        await house.context.sessions.begin(tx, "operator", "::1", long=True)
     left_behind(tmp_path / "events", *samples(1, 2, 3), sinks=("file",))
     await asyncio.to_thread(make, house.context.settings, tmp_path / "b.tar.gz", "")
     return tmp_path / "b.tar.gz"
@@ -227,6 +229,17 @@ async def test_the_profiles_go_where_there_are_none(
         target.write_text(own)
     done = restore(dataclasses.replace(there, api_config_path=str(target)), tmp_path / "b.tar.gz")
     assert (done.profiles, target.read_text()) == (became, own or "a: 1\n")
+
+
+async def test_profiles_that_cannot_be_written_leave_all_as_it_is(house: House, there: Settings, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "from.yaml").write_text("a: 1\n")
+    source = dataclasses.replace(house.context.settings, api_config_path=str(tmp_path / "from.yaml"))
+    await asyncio.to_thread(make, source, tmp_path / "b.tar.gz", "")
+    place_migrated(tmp_path / "there" / "house.db")
+    wrong = dataclasses.replace(there, api_config_path=str(tmp_path / "from.yaml" / "to.yaml"))
+    with pytest.raises(StartError, match=r"from\.yaml: the backup cannot be restored: "):
+        restore(wrong, tmp_path / "b.tar.gz", force=True)
+    assert sorted(path.name for path in (tmp_path / "there").rglob("*")) == ["events", "house.db"]  # noqa: ASYNC240
 
 
 async def test_beside_postgresql_the_events_alone_are_restored(

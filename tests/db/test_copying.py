@@ -77,12 +77,19 @@ def test_what_cannot_be_copied_is_named(path: pathlib.Path, tmp_path: pathlib.Pa
     (tmp_path / "text").write_text("no database\n" * 1000)
     with pytest.raises(StartError, match="text cannot be copied: file is not a database"):
         copy(tmp_path / "text", tmp_path / "copy.db")
-    with path.open("r+b") as file:
-        # The content of all pages but the first.
-        file.seek(4096)
-        file.write(b"\xff" * (path.stat().st_size - 4096))
-    with pytest.raises(StartError, match=r"live\.db is damaged: .*earlier backup|malformed"):
-        copy(path, tmp_path / "copy2.db")
+
+
+def test_a_damaged_database_is_no_backup(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    with opened(path) as connection:
+        connection.execute("CREATE TABLE some (text)")
+        connection.executemany("INSERT INTO some VALUES (?)", [("damaged" * 50,) for _ in range(100)])
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    data = path.read_bytes()
+    page = data.rindex(b"damaged" * 50) // 4096 * 4096
+    # Where the first cell of the page is.
+    path.write_bytes(data[: page + 8] + b"\xff\xff" + data[page + 10 :])
+    with pytest.raises(StartError, match=r"live\.db is damaged: .*Restore an earlier backup"):
+        copy(path, tmp_path / "copy.db")
 
 
 def test_a_database_is_in_use_while_anybody_has_it_open(path: pathlib.Path) -> None:
