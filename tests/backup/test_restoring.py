@@ -239,7 +239,7 @@ async def test_profiles_that_cannot_be_written_leave_all_as_it_is(house: House, 
     wrong = dataclasses.replace(there, api_config_path=str(tmp_path / "from.yaml" / "to.yaml"))
     with pytest.raises(StartError, match=r"from\.yaml: the backup cannot be restored: "):
         restore(wrong, tmp_path / "b.tar.gz", force=True)
-    assert sorted(path.name for path in (tmp_path / "there").rglob("*")) == ["events", "house.db"]  # noqa: ASYNC240
+    assert sorted(path.name for path in (tmp_path / "there").rglob("*")) == ["events", "house.db"]
 
 
 async def test_beside_postgresql_the_events_alone_are_restored(
