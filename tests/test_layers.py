@@ -34,7 +34,7 @@ FLOORS = (
     {"changes", "redis_link", "news"},
     {"projects", "tokens", "audit", "usage", "operators", "sessions"},
     {"limits", "cache", "events", "providers", "master_keys", "token_counts", "token_cache", "chats"},
-    {"upstream", "history", "running", "heads"},
+    {"upstream", "history", "running", "heads", "backup", "retention"},
     {"context", "inbound"},
     {"middleware", "guard", "acts"},
     {"requests", "serving"},
