@@ -1,47 +1,31 @@
 """One client's connection: deadlines and limits from its first byte to its close."""
 
 import asyncio
-import contextlib
-import logging
 from typing import Any, cast
 
-from aiohttp import StreamReader, web
-from aiohttp.http import HttpRequestParser, StreamWriter
+from aiohttp import web
+from aiohttp.http import HttpRequestParser
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import ERROR, RequestHandler, _ErrInfo
+from aiohttp.web_protocol import _ErrInfo
 
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import MAX_HEAD_BYTES
-from llm_proxy.guard import Guard, refusal, refusal_of
-from llm_proxy.logs import request_ids
-
-log = logging.getLogger(__name__)
+from llm_proxy.guard import Guard, peer_address
+from llm_proxy.heads import Head
+from llm_proxy.inbound import WholeBody
+from llm_proxy.serving import Calls, Serving
 
 HEAD_SECONDS = 10.0
 BODY_IDLE_SECONDS = 30.0
 BODY_GRACE_SECONDS = 30.0
 BODY_BYTES_PER_SECOND = 1024
 WRITE_STALL_SECONDS = 60.0
-LINGER_SECONDS = 1.0
-LONGEST_LINGER_SECONDS = 10.0
 WATCH_SECONDS = 1.0
 # llhttp does not know these two; to a client they are methods like TRACE.
-_LATE = web.PayloadAccessError()
 _FOREIGN_METHODS = (b"TRACK ", b"DEBUG ")
 
 
-class Given:
-    """An answer that is written already: whether the connection goes on is all that is left to know."""
-
-    def __init__(self, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-
-# Nothing more of an answer is kept until the next request comes.
-_KEPT, _LAST = cast(web.StreamResponse, Given(True)), cast(web.StreamResponse, Given(False))
-
-
-class Connection(RequestHandler):
+class Connection(Serving):
     """One client's connection: aiohttp's, with deadlines and with limits that it lacks.
 
     A timer runs only while something is outstanding: a head or body that is not complete, bytes that a client does not
@@ -49,40 +33,28 @@ class Connection(RequestHandler):
     """
 
     __slots__ = (
-        "_body",
-        "_body_answered",
         "_body_began",
         "_body_bytes",
         "_body_paused_at",
-        "_deaf",
         "_ending",
-        "_guard",
         "_head_began",
         "_head_bytes",
         "_in_chunks",
-        "_lingering",
-        "_received",
         "_timer",
         "_unsent",
         "_unsent_since",
         "_wire",
     )
 
-    def __init__(self, manager: web.Server, guard: Guard, **kwargs: Any) -> None:
-        super().__init__(manager, **kwargs)
-        self._guard = guard
-        self._body: StreamReader = EMPTY_PAYLOAD
-        self._body_answered = False
+    def __init__(self, manager: web.Server, guard: Guard, calls: Calls | None = None, **kwargs: Any) -> None:
+        super().__init__(manager, guard, calls, **kwargs)
         self._body_began = 0.0
         self._body_bytes = 0
         self._body_paused_at = 0
-        self._deaf = False
         self._ending = b""
         self._head_began = 0.0
         self._head_bytes = 0
         self._in_chunks = False
-        self._lingering = False
-        self._received = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._unsent = 0
         self._unsent_since = 0.0
@@ -94,97 +66,32 @@ class Connection(RequestHandler):
         unanswered = not self._lingering and (self._request_in_progress or bool(self._messages))
         return unanswered or self._unsent_bytes() > 0
 
-    @property
-    def is_ending(self) -> bool:
-        """Whether the answer that is given next must be the last."""
-        return self._close
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve, unless too many are served already."""
         wire = cast(asyncio.Transport, transport)
         if self._guard.admits(wire):
             self._wire = wire
+            self.remote = peer_address(wire)
             super().connection_made(wire)
         else:
             wire.abort()
-
-    async def start(self) -> None:
-        """Serve one request after the other until the connection ends.
-
-        Each runs here: in a task of its own, as aiohttp would have it, every call would wait for two more turns of the loop.
-        """
-        try:
-            while not self._force_close and await self._serve(*await self._next_message()):
-                self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-                if self._keepalive_handle is None:
-                    self._keepalive_handle = self._loop.call_at(self._next_keepalive_close_time, self._process_keepalive)
-        except BaseException as error:
-            self.force_close()
-            if not isinstance(error, Exception):
-                raise
-            log.error("a connection failed by a mistake of this program", exc_info=error)
-        if not self._force_close:
-            self._task_handler = None
-            if self.transport is not None:
-                self.transport.close()
-
-    async def _next_message(self) -> tuple[Any, StreamReader]:
-        if not self._messages:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        message, body = self._messages.popleft()
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
-        return message, body
-
-    async def _serve(self, message: Any, body: StreamReader) -> bool:
-        """Serve one request; returns whether there may be another."""
-        factory, handler = self._request_factory, self._request_handler
-        if factory is None or handler is None or self._task_handler is None:
-            # The connection is lost.
-            return False
-        if isinstance(message, _ErrInfo):
-            handler, message = self._make_error_handler(message), ERROR
-        # The task, hence its context, served the request before.
-        request_ids.set(None)
-        request = factory(message, body, self, StreamWriter(self, self._loop), self._task_handler)
-        try:
-            answer, reset = await self._handle_request(request, None, handler)
-        except ConnectionError:
-            return False
-        finally:
-            # Or a request in a traceback would hold on to its task.
-            request._task = None  # type: ignore[assignment]
-        self._keepalive = bool(answer.keep_alive)
-        if not reset and not body.is_eof():
-            await self._drop_rest(body)
-        body.set_exception(_LATE)
-        return not reset and self._keepalive and not self._close and not self._force_close
-
-    async def _drop_rest(self, body: StreamReader) -> None:
-        """Read what a route of our own did not want to know; a client that takes too long with it is closed on."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LONGEST_LINGER_SECONDS):
-                while not body.is_eof() and not self._force_close:
-                    await body.readany()
-        if not body.is_eof():
-            self.close()
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes to the parser, watching how much of what kind has come since when."""
         if self._deaf or self._close or self._force_close:
             self._received = self._loop.time()
             return
+        calls = self._calls if self._is_idle() else None
+        if calls and (known := calls.heads.of(data)):
+            self._came_known(*known)
+            return
         messages, in_body = self._request_count, not self._body.is_eof()
         super().data_received(data)
         self._received = self._loop.time()
         if came := self._request_count - messages:
             self._messages_came(came, data)
+            if calls and came == 1 and self._messages and isinstance(head := self._messages[0][0], Head):
+                calls.heads.learn(data, head)
         elif in_body:
             self._body_grew(len(data))
         elif data:
@@ -196,6 +103,20 @@ class Connection(RequestHandler):
         if self._is_incomplete():
             self._watch()
 
+    def _is_idle(self) -> bool:
+        """Whether the next request is waited for, and the parser has seen nothing of it."""
+        waits = self._waiter is not None and not self._waiter.done() and self._body.is_eof()
+        return waits and not (self._head_began or self._in_chunks or self._upgraded)
+
+    def _came_known(self, head: Head, body: bytes) -> None:
+        """A request that needs no parser: its head is known, and its body is all that came with it."""
+        assert self._waiter is not None
+        self._received = self._loop.time()
+        self._request_count += 1
+        self._body, self._body_answered = EMPTY_PAYLOAD, False
+        self._messages.append((cast(Any, head), cast(Any, WholeBody(body) if body else EMPTY_PAYLOAD)))
+        self._waiter.set_result(None)
+
     def _messages_came(self, came: int, data: bytes) -> None:
         self._head_began, self._head_bytes = 0.0, 0
         new = [self._messages.pop() for _ in range(came)]
@@ -206,7 +127,7 @@ class Connection(RequestHandler):
             elif self._in_chunks:
                 self._deaf = self._close = True
             else:
-                self._messages.append((message, body))
+                self._messages.append((cast(Any, Head(message)), body))
                 self._body, self._body_answered = body, False
                 self._body_began, self._body_bytes, self._body_paused_at = self._received, 0, 0
                 self._in_chunks = message.chunked
@@ -341,53 +262,6 @@ class Connection(RequestHandler):
         self._wire = None
         super().connection_lost(exc)
 
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        """Our answer, in our shape, that echoes nothing of the input; the connection is closed after it."""
-        error = refusal_of(status, exc)
-        if error.code == "internal_error":
-            log.error("a request failed by a mistake of this program", exc_info=exc)
-        if request.writer.output_size > 0:
-            # A second head would be taken for a part of the first answer, which is cut instead.
-            raise ConnectionError("an answer is under way already")
-        self._guard.note(error, request.remote or "")
-        return refusal(error)
-
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send the answer; where it is the connection's last, see to it that the client can read it."""
-        reset = False
-        if isinstance(resp, Given):
-            request._finish()
-        else:
-            if self._close and isinstance(resp, web.StreamResponse):
-                resp.force_close()
-            resp, reset = await super().finish_response(request, resp, start_time)
-        self._body_answered = self._body_answered or request.content is self._body
-        if self._close or not resp.keep_alive:
-            await self._linger()
-            return _LAST, reset
-        return _KEPT, reset
-
     async def _linger(self) -> None:
-        """Half-close, and drop what still comes: closing on unread bytes would reset the connection (RFC 9112 section 9.6)."""
-        if not self._body.is_eof():
-            self._body.feed_eof()
-        transport = self.transport
-        if transport is None or transport.is_closing():
-            return
-        self._deaf = self._lingering = True
-        transport.write_eof()
-        self._resume_transport_reading()
-        self._received = self._loop.time()
-        latest = self._received + LONGEST_LINGER_SECONDS
-        while (left := min(self._received + LINGER_SECONDS, latest) - self._loop.time()) > 0:
-            # Cancelled when the connection is lost.
-            self._waiter = self._loop.create_future()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
-                    await self._waiter
-        self._waiter = None
+        await super()._linger()
         self._watch_writing()

@@ -43,6 +43,7 @@ from llm_proxy.providers.profiles import Profiles
 from llm_proxy.providers.retries import RetryBudget
 from llm_proxy.providers.statistics import KnownLabels, ProviderCollector
 from llm_proxy.redis_client import eviction_warning, open_redis
+from llm_proxy.retention import expire_tokens
 from llm_proxy.running import RunningCalls
 from llm_proxy.sessions import Session, Sessions
 from llm_proxy.settings import Settings
@@ -328,6 +329,7 @@ async def _start(context: Context) -> None:
     context.tasks.start("quota", context.quota.flush())
     context.tasks.start("audit", context.audit.write())
     context.tasks.start("audit retention", context.audit.expire())
+    context.tasks.start("token retention", expire_tokens(context.database, context.settings.token_retention_days))
 
 
 def _on_breaker(context: Context, provider_id: str, state: State, reason: str) -> None:

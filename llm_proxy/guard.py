@@ -61,7 +61,7 @@ class Guard:
 
     def admits(self, transport: asyncio.BaseTransport) -> bool:
         """Whether one more connection is served; one that is counts until it leaves."""
-        peer = _peer(transport)
+        peer = peer_address(transport)
         # This machine's own address is that of a proxy in front of us, behind which are many.
         too_many = self._of_peer[peer] >= self.limits.connections_of_peer and peer != "" and not is_loopback(peer)
         if too_many or self._open >= self.limits.connections:
@@ -73,14 +73,15 @@ class Guard:
 
     def leaves(self, transport: asyncio.BaseTransport) -> None:
         """A connection that was admitted is closed."""
-        peer = _peer(transport)
+        peer = peer_address(transport)
         self._open -= 1
         self._of_peer[peer] -= 1
         if not self._of_peer[peer]:
             del self._of_peer[peer]
 
 
-def _peer(transport: asyncio.BaseTransport) -> str:
+def peer_address(transport: asyncio.BaseTransport) -> str:
+    """The address at a connection's other end, empty where it has none."""
     name = transport.get_extra_info("peername")
     return str(name[0]) if isinstance(name, tuple) else ""
 

@@ -12,6 +12,7 @@ from llm_proxy.audit import Who, event_of
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError
 from llm_proxy.ids import new_id, valid_request_id
+from llm_proxy.inbound import Inbound
 from llm_proxy.logs import request_ids
 from llm_proxy.peers import Peer, peer_of
 from llm_proxy.secret import redact
@@ -31,7 +32,7 @@ QUIET = frozenset({"/health", "/live", "/ready", "/metrics", "/metrics/prometheu
 ALWAYS = {"X-Content-Type-Options": "nosniff", "Server": "llm-proxy"}
 
 
-def peer_of_request(context: Context, request: web.BaseRequest) -> Peer:
+def peer_of_request(context: Context, request: web.BaseRequest | Inbound) -> Peer:
     """Who sent a request, seen through the proxies that the settings trust."""
     if not context.trusted_proxies:
         return Peer(request.remote or "", request.scheme)

@@ -24,8 +24,10 @@ from llm_proxy.admin.visits import ProxySite
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError, StartError
 from llm_proxy.guard import Guard, Limits, refusal
+from llm_proxy.heads import Head, Heads
 from llm_proxy.middleware import CONTEXT, frame
 from llm_proxy.proxy.handler import handle
+from llm_proxy.serving import Calls
 from llm_proxy.settings import Settings
 from llm_proxy.wire import GuardedRunner, Handler, check_parser
 
@@ -81,7 +83,7 @@ async def open_sites(context: Context, hurry: asyncio.Event | None = None) -> As
     for_proxy, for_admin = _by_purpose(passed)
     async with AsyncExitStack() as stack:
         guard = Guard(_limits(context), lambda error: context.metrics.refusals.labels(error.code).inc())
-        runner = GuardedRunner(create_proxy_app(context), lambda ours: _proxy_handler(context, ours, guard), guard)
+        runner = GuardedRunner(create_proxy_app(context), lambda ours: _checked(context, ours, guard), guard, _calls(context))
         runners = [runner]
         proxy, admin_site = await _open(stack, runner, "LISTEN_ADDR", settings.listen_addr, settings, for_proxy), None
         if settings.admin_ui_enabled:
@@ -155,18 +157,15 @@ def _check_length(request: web.BaseRequest) -> None:
         raise ApiError("request_too_large", f"The body is larger than {request.client_max_size} bytes.")
 
 
-def _proxy_handler(context: Context, ours: Handler, guard: Guard) -> Handler:
-    """Our own paths go to the application; every other request is a call, whose target no router must touch."""
-    checked = _checked(context, ours, guard)
+def _calls(context: Context) -> Calls:
+    """Every request but those for our own paths is a call, whose target no router must touch."""
     prefixes = (*OUR_PATHS, context.settings.metrics_path) if context.settings.enable_metrics else OUR_PATHS
 
-    async def serve(request: web.BaseRequest) -> object:
-        path = grammar.path_of(request.raw_path)
-        if path.startswith(prefixes) and any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes):
-            return await checked(request)
-        return await handle(context, request)
+    def wants(head: Head) -> bool:
+        path = grammar.path_of(head.raw_path)
+        return not any(path == prefix or path.startswith(f"{prefix}/") for prefix in prefixes)
 
-    return serve
+    return Calls(lambda request: handle(context, request), wants, Heads())
 
 
 async def _open(

@@ -5,6 +5,7 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from llm_proxy.changes import Change
 from llm_proxy.clock import now_ms
@@ -16,6 +17,18 @@ from llm_proxy.vault import Vault
 ENTRY_SECONDS = 60.0
 MISS_SECONDS = 5.0
 MISSES = 10_000
+
+
+class Presented(NamedTuple):
+    """A credential as a client presents it, with the hash by which it is known here."""
+
+    text: str
+    key: bytes
+
+    @classmethod
+    def of(cls, text: str) -> "Presented":
+        """With its hash."""
+        return cls(text, hashlib.sha256(text.encode(errors="surrogatepass")).digest())
 
 
 class TokenCache:
@@ -48,18 +61,27 @@ class TokenCache:
             Overtaken: `token_inactive`, `project_inactive`.
             DatabaseUnavailable: it is not cached and cannot be looked up.
         """
-        key = hashlib.sha256(presented.encode(errors="surrogatepass")).digest()
-        token = self._cached(key)
-        if token is None:
-            if not well_formed(presented):
-                raise unknown_token()
-            token = await self._look_up(key, presented)
+        found = Presented.of(presented)
+        return self.known(found) or await self.look_up(found)
+
+    def known(self, presented: Presented) -> Token | None:
+        """As `authenticate`, without the database; None when it must be asked."""
+        token = self._cached(presented.key)
+        if token is not None:
+            token.check(now_ms())
+        return token
+
+    async def look_up(self, presented: Presented) -> Token:
+        """As `authenticate`, of a credential that is not `known`."""
+        if not well_formed(presented.text):
+            raise unknown_token()
+        token = await self._look_up(presented.key, presented.text)
         token.check(now_ms())
         return token
 
-    def has_served(self, presented: str) -> bool:
+    def has_served(self, presented: Presented) -> bool:
         """Whether this credential was good here lately, by its hash; it may have been revoked since."""
-        return hashlib.sha256(presented.encode()).digest() in self._served
+        return presented.key in self._served
 
     def _cached(self, key: bytes) -> Token | None:
         now = self._clock()

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from llm_proxy.secret import Secret
 FAMILY = "enc:"
 PREFIX = f"{FAMILY}v2:"
 NONCE_BYTES = 12
+# How what is stored begins: with the id of its key, which tells nothing of the key.
+_KEYED = re.compile(rf"(?:{PREFIX}|hmac:)([0-9a-f]{{8}}):")
 
 
 class Undecipherable(LLMProxyError):
@@ -54,6 +57,11 @@ class Vault:
     def __init__(self, keys: Sequence[Secret]) -> None:
         self._keys = [_derive(key) for key in keys]
         self._by_id = {key.id: key for key in self._keys}
+
+    @property
+    def key_ids(self) -> list[str]:
+        """What tells the keys apart, newest first; it may be shown."""
+        return [key.id for key in self._keys]
 
     def seal(self, secret: Secret, place: Place) -> str:
         """What to store for a secret: AES-256-GCM under a fresh nonce, bound to its place."""
@@ -96,6 +104,12 @@ class Vault:
         raw = token.encode()
         keyed = [f"hmac:{key.id}:{hmac.digest(key.token_key, raw, 'sha256').hex()}" for key in self._keys]
         return [*keyed, f"sha256:{hashlib.sha256(raw).hexdigest()}"]
+
+
+def key_id_of(stored: str) -> str | None:
+    """The id of the key that a ciphertext or a hash was made with, None for what was made without."""
+    found = _KEYED.match(stored)
+    return found[1] if found else None
 
 
 def _associated(place: Place, key_id: str) -> bytes:

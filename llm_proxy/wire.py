@@ -10,6 +10,7 @@ from llm_proxy.connection import Connection
 from llm_proxy.errors import StartError
 from llm_proxy.grammar import MAX_HEAD_BYTES, MAX_HEADERS, MAX_TARGET_BYTES
 from llm_proxy.guard import Guard
+from llm_proxy.serving import Calls
 
 KEEPALIVE_SECONDS = 75.0
 
@@ -23,22 +24,22 @@ class GuardedServer(web.Server):
         stopping: each connection's next answer is its last.
     """
 
-    def __init__(self, plain: web.Server, handler: Handler, guard: Guard) -> None:
+    def __init__(self, plain: web.Server, handler: Handler, guard: Guard, calls: Calls | None) -> None:
         super().__init__(handler, request_factory=self._request, handler_cancellation=plain.handler_cancellation, **plain._kwargs)
         self._factory = plain.request_factory
         self._guard = guard
+        self._calls = calls
         self.stopping = False
         # An option that this version of aiohttp does not know must stop the start, not each connection.
         self()
 
     def __call__(self) -> RequestHandler:
-        return Connection(self, self._guard, loop=self._loop, **self._kwargs)
+        return Connection(self, self._guard, self._calls, loop=self._loop, **self._kwargs)
 
     def _request(self, message: Any, body: Any, connection: Any, *rest: Any) -> web.BaseRequest:
         if message is ERROR:
             message = message._replace(version=HttpVersion11)
-        elif self.stopping or connection.is_ending or message.upgrade:
-            # After a request that asks for another protocol, the parser drops what it does not understand.
+        elif not connection.outlives(message):
             message = message._replace(should_close=True)
         return self._factory(message, body, connection, *rest)
 
@@ -54,11 +55,14 @@ class GuardedRunner(web.AppRunner):
         app: serves our own routes.
         wrap: given the application's handler, returns the one that sees every request first.
         guard: decides what gets so far.
+        calls: takes what it wants before anybody else sees it.
     """
 
     guarded: GuardedServer
 
-    def __init__(self, app: web.Application, wrap: Callable[[Handler], Handler], guard: Guard) -> None:
+    def __init__(
+        self, app: web.Application, wrap: Callable[[Handler], Handler], guard: Guard, calls: Calls | None = None
+    ) -> None:
         super().__init__(
             app,
             access_log=None,
@@ -73,10 +77,11 @@ class GuardedRunner(web.AppRunner):
         )
         self._wrap = wrap
         self._guard = guard
+        self._calls = calls
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
-        self.guarded = GuardedServer(plain, self._wrap(plain.request_handler), self._guard)
+        self.guarded = GuardedServer(plain, self._wrap(plain.request_handler), self._guard, self._calls)
         return self.guarded
 
 

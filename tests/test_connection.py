@@ -21,7 +21,7 @@ from stage.asking import until
 from stage.raw import Answer, RawConnection, connected
 from stage.site import ROOMY, Site, echo, open_site, serving_tasks
 
-from llm_proxy import connection, wire
+from llm_proxy import connection, serving, wire
 from llm_proxy.errors import ApiError
 from llm_proxy.logs import request_ids
 
@@ -45,7 +45,7 @@ def short_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
         "LONGEST_LINGER_SECONDS": 0.6,
     }
     for name, value in seconds.items():
-        monkeypatch.setattr(connection, name, value)
+        monkeypatch.setattr(serving if "LINGER" in name else connection, name, value)
 
 
 @pytest.fixture

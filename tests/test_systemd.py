@@ -89,7 +89,13 @@ for name, passed in passed_sockets().items():
 
 @pytest.mark.parametrize(
     ("names", "given"),
-    [("proxy:admin", ["proxy", "admin"]), ("", ["0", "1"]), ("proxy", ["proxy", "1"]), (":admin", ["0", "admin"]), ("a:a", ["a", "1"])],
+    [
+        ("proxy:admin", ["proxy", "admin"]),
+        ("", ["0", "1"]),
+        ("proxy", ["proxy", "1"]),
+        (":admin", ["0", "admin"]),
+        ("a:a", ["a", "1"]),
+    ],
 )
 def test_passed_sockets_come_under_their_names(names: str, given: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:

@@ -12,7 +12,7 @@ from llm_proxy.db import NO_PARAMS, Database, Params, Row
 from llm_proxy.errors import ApiError, DatabaseUnavailable, Overtaken
 from llm_proxy.ids import new_id
 from llm_proxy.secret import Secret
-from llm_proxy.token_cache import TokenCache
+from llm_proxy.token_cache import Presented, TokenCache
 from llm_proxy.tokens import Token
 from llm_proxy.vault import Vault
 
@@ -332,8 +332,8 @@ async def test_the_tokens_that_were_good_lately_are_known_through_every_change_a
 ) -> None:
     cache = cache_of(watched, size=2)
     secrets = [(await make(database, project))[1] for _ in range(3)]
-    assert not cache.has_served(secrets[0])
+    assert not cache.has_served(Presented.of(secrets[0]))
     for secret in secrets:
         await cache.authenticate(secret)
         cache.on_change(EVERYTHING)
-    assert [cache.has_served(secret) for secret in secrets] == [False, True, True]
+    assert [cache.has_served(Presented.of(secret)) for secret in secrets] == [False, True, True]

@@ -8,7 +8,7 @@ import secrets
 import pytest
 
 from llm_proxy.secret import Secret
-from llm_proxy.vault import NONCE_BYTES, PREFIX, Place, Undecipherable, Vault
+from llm_proxy.vault import NONCE_BYTES, PREFIX, Place, Undecipherable, Vault, key_id_of
 
 PLACE = Place("providers", "p1", "api_key_ciphertext")
 KEY_OF_PROVIDER = "sk-real-key-of-a-provider"
@@ -143,3 +143,11 @@ def test_hash_of_a_token_needs_the_key() -> None:
     assert digest != hashlib.sha256(b"sk-lp-token").hexdigest()
     assert keyed != Vault([new_key()]).token_hashes("sk-lp-token")[0]
     assert keyed != Vault([key]).token_hashes("sk-lp-tokem")[0]
+
+
+def test_what_is_stored_tells_its_key_and_nothing_else(vault: Vault) -> None:
+    [id] = vault.key_ids
+    assert key_id_of(vault.seal(Secret(KEY_OF_PROVIDER), PLACE)) == id
+    keyed, plain = vault.token_hashes("sk-lp-x")
+    assert (key_id_of(keyed), key_id_of(plain), key_id_of(KEY_OF_PROVIDER)) == (id, None, None)
+    assert Vault([new_key(), new_key()]).key_ids != Vault([new_key(), new_key()]).key_ids

@@ -127,6 +127,8 @@ class Entry:
         A client that prefers to all others the language that an answer is in would get that answer.
         """
         terms = self.terms
+        if not terms.vary:
+            return True
         asked = fields.selecting_values(terms.vary, lookup.headers)
         differing = [name for name, a, b in zip(terms.vary, asked, terms.selecting, strict=True) if a != b]
         if differing != ["accept-language"]:

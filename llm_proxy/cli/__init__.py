@@ -21,6 +21,8 @@ COMMANDS = {
     "dispatcher": ("llm_proxy.cli.dispatcher", "Deliver events from Redis to one sink."),
     "chat": ("llm_proxy.cli.chat", "Chat in the terminal, through the proxy."),
     "benchmark": ("llm_proxy.cli.benchmark", "Time many calls, the provider's part apart from the proxy's."),
+    "backup": ("llm_proxy.cli.backup", "Back up database, events and settings, while the server runs."),
+    "restore": ("llm_proxy.cli.restore", "Restore a backup where no server runs."),
     "config": ("llm_proxy.cli.config", "Show the effective settings, secrets masked."),
     "check": ("llm_proxy.cli.check", "Check settings, profiles, events, database and providers."),
     "health": ("llm_proxy.cli.health", "Ask a running server whether it is well."),

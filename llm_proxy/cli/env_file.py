@@ -32,7 +32,7 @@ def write(path: pathlib.Path, values: Mapping[str, str], header: str = HEADER) -
     Raises:
         StartError: it cannot be written.
     """
-    write_private(path, header + _lines(values))
+    write_private(path, header + lines(values))
 
 
 def extend(path: pathlib.Path, values: Mapping[str, str]) -> None:
@@ -45,10 +45,11 @@ def extend(path: pathlib.Path, values: Mapping[str, str]) -> None:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
         raise StartError(f"{path}: cannot be read: {error}") from error
-    write_private(path, text + "\n" * (not text.endswith("\n")) + "\n# LLM Proxy\n" + _lines(values))
+    write_private(path, text + "\n" * (not text.endswith("\n")) + "\n# LLM Proxy\n" + lines(values))
 
 
-def _lines(values: Mapping[str, str]) -> str:
+def lines(values: Mapping[str, str]) -> str:
+    """The values as lines of the file."""
     return "".join(f"{name}={_quoted(value)}\n" for name, value in values.items())
 
 

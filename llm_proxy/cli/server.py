@@ -1,5 +1,9 @@
 """`llm-proxy server`: both sites."""
 
+import asyncio
+import os
+import signal
+
 import click
 import uvloop
 
@@ -31,5 +35,8 @@ def command() -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    # A start may wait, for another one that migrates, and as process 1 of a container would not be ended by a signal that nobody
+    # handles. Sites that are served put their orderly stop in its place.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)
     async with open_context(settings) as context:
         await serve(context)

@@ -62,6 +62,18 @@ def claim_dead(root: pathlib.Path) -> list[Claim]:
     return claims
 
 
+def living(root: pathlib.Path) -> list[str]:
+    """The folders whose process lives."""
+    names = []
+    for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        if (folder / LOCK).exists():
+            if claim := _claim(folder):
+                claim.release()
+            else:
+                names.append(folder.name)
+    return names
+
+
 def trim_dead(root: pathlib.Path, most_bytes: int) -> int:
     """Have the logs of dead instances hold no more than that together, by removing their oldest segments; how many went.
 

@@ -101,7 +101,8 @@ class Quota:
         if token.max_requests is None:
             self._counts[token.id] = self._counts.get(token.id, 0) + 1
             return
-        while not (lease := self._leases.setdefault(token.id, Lease())).left:
+        # A Lease that is not needed would cost as much as all else here.
+        while not (lease := self._leases.get(token.id) or self._leases.setdefault(token.id, Lease())).left:
             # A statement that was cut off may have counted; it has to end, so that what it took is known here.
             await to_the_end(self._fill(token.id, lease), _leave)
         lease.left -= 1

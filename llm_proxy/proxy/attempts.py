@@ -145,7 +145,8 @@ def _within(timeouts: Timeouts, left: float) -> Timeouts:
 def _as_asked(call: Call, route: Route, answer: Answer, duration: float) -> Answer:
     """The answer that the client gets, under the name of the model that it used."""
     first_byte = call.event.first_byte or 0.0
-    call.timings += [("connect", duration - first_byte), ("ttfb", first_byte)]
+    call.took("connect", duration - first_byte)
+    call.took("ttfb", first_byte)
     if not renames(call, route):
         return answer
     call.event.model_used = shown(route.model)
@@ -184,4 +185,4 @@ def _note(call: Call, route: Route, outcome: Answer | UpstreamError, duration: f
     """The event lists what failed; it is also a part of Server-Timing."""
     status, code = (None, outcome.code) if isinstance(outcome, UpstreamError) else (outcome.status, None)
     call.event.failed_attempts.append({"provider": route.id, "status": status, "code": code, "duration": duration})
-    call.timings.append(("failed", duration))
+    call.took("failed", duration)

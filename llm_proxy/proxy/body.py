@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from llm_proxy.errors import ApiError, ClientGone
+from llm_proxy.inbound import Inbound
 from llm_proxy.proxy.multipart import ModelScanner, boundary_of
 
 # What is not JSON or a form is held up to here; beyond it is streamed.
@@ -84,7 +85,7 @@ def is_read_whole(content_type: str) -> bool:
     return kind == "application/json" or kind.endswith("+json") or kind == "application/x-www-form-urlencoded"
 
 
-def check_length(request: web.BaseRequest, limit: int) -> int | None:
+def check_length(request: Inbound, limit: int) -> int | None:
     """The length that a request claims for its body, None when it claims none.
 
     Raises:
@@ -100,7 +101,7 @@ def _too_large(limit: int) -> ApiError:
     return ApiError("request_too_large", f"The body is larger than {limit} bytes (MAX_REQUEST_BYTES).")
 
 
-async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool, needed: bool = True) -> Body:
+async def read_body(request: Inbound, limit: int, *, restricted: bool, needed: bool = True) -> Body:
     """Read the body as far as it must be read before the call goes on.
 
     Args:
@@ -136,7 +137,7 @@ async def read_body(request: web.BaseRequest, limit: int, *, restricted: bool, n
     return body
 
 
-def _is_there(request: web.BaseRequest, length: int) -> bool:
+def _is_there(request: Inbound, length: int) -> bool:
     """Whether all of a body has come already, as it mostly has, and may be held."""
     content = request.content
     return content.total_bytes == length <= HELD_BYTES and content.exception() is None
@@ -147,7 +148,7 @@ def _scanner(content_type: str) -> ModelScanner | None:
     return ModelScanner(boundary) if boundary else None
 
 
-async def _pieces(request: web.BaseRequest, body: Body, limit: int) -> AsyncIterator[bytes]:
+async def _pieces(request: Inbound, body: Body, limit: int) -> AsyncIterator[bytes]:
     try:
         while piece := await request.content.readany():
             body.take(piece, limit)

@@ -13,6 +13,7 @@ from llm_proxy.cache import (
     Lookup,
     Miss,
     OnlyIfCachedMiss,
+    Place,
     Revalidate,
     StaleWhileRevalidate,
     Terms,
@@ -22,6 +23,7 @@ from llm_proxy.cache import (
 )
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import RawHeaders
+from llm_proxy.heads import Head
 from llm_proxy.proxy.call import Call, Route
 from llm_proxy.proxy.headers import CREDENTIALS
 
@@ -47,7 +49,6 @@ class Turn:
         self.routes = routes
         self._post_listed = call.request.method == "POST" and _lists_post(call, routes)
         self.lookup = self._read()
-        self.place = self._cache.place_of(call.project_id, self.lookup.method, call.target.path)
         self.key = None if self.lookup.bypass else self._key()
         self.found: Hit | StaleWhileRevalidate | Revalidate | Miss = Miss(self.lookup.bypass or "uri-miss")
         self.status = "bypass" if self.lookup.bypass else "miss"
@@ -58,9 +59,13 @@ class Turn:
         self._capture: _Capture | None = None
         self.asked_at = 0.0
 
+    @functools.cached_property
+    def place(self) -> Place:
+        """Where in the cache it looks."""
+        return self._cache.place_of(self._call.project_id, self.lookup.method, self._call.target.path)
+
     def _read(self) -> Lookup:
-        request = self._call.request
-        lookup = rules.read_request(request.method, request.raw_headers, post_listed=self._post_listed)
+        lookup = self._call.request.head.recall(_asked_of_listed if self._post_listed else _asked)
         if lookup.bypass:
             return lookup
         body = self._call.body
@@ -68,7 +73,7 @@ class Turn:
         unkeyed = body.rest is not None or (body.held and lookup.method != "POST")
         if unkeyed or not self._cache.enabled:
             return dataclasses.replace(lookup, bypass="bypass")
-        return dataclasses.replace(lookup, headers=fields.without(lookup.headers, _NEVER_SELECTING))
+        return lookup
 
     def _key(self) -> str:
         call = self._call
@@ -85,14 +90,17 @@ class Turn:
 
     # Before the provider
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the cache has a word in the call."""
+        return self.key is not None or self.lookup.only_if_cached
+
     async def decide(self) -> None:
         """Look into the cache, after an identical call that is under way if there is one.
 
         Raises:
             ApiError: `only_if_cached`.
         """
-        if self.key is None and not self.lookup.only_if_cached:
-            return
         await self._look()
         if self.key is None or not self._may_wait():
             return
@@ -162,6 +170,11 @@ class Turn:
         return headers
 
     # With the provider's answer
+
+    @property
+    def revalidates(self) -> bool:
+        """Whether the provider is asked because what is stored may not be sent as it is."""
+        return isinstance(self.found, Revalidate)
 
     async def confirmed(self, status: int, headers: RawHeaders) -> Entry | None:
         """The stored answer that a provider's one lets us send: confirmed by it, or in place of a failure."""
@@ -300,6 +313,15 @@ class _Capture:
     head: tuple[int, str, RawHeaders]
     came_at: float
     body: bytearray = dataclasses.field(default_factory=bytearray)
+
+
+def _asked(head: Head, *, post_listed: bool = False) -> Lookup:
+    lookup = rules.read_request(head.method, head.raw_headers, post_listed=post_listed)
+    return dataclasses.replace(lookup, headers=fields.without(lookup.headers, _NEVER_SELECTING))
+
+
+def _asked_of_listed(head: Head) -> Lookup:
+    return _asked(head, post_listed=True)
 
 
 def _lists_post(call: Call, routes: list[Route]) -> bool:

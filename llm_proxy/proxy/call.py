@@ -5,14 +5,16 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from aiohttp import hdrs, web
+from aiohttp import hdrs
 
 from llm_proxy.context import Context
 from llm_proxy.deadlines import Deadline
 from llm_proxy.errors import ApiError, UpstreamError
 from llm_proxy.events import Event
 from llm_proxy.grammar import Target, path_of
+from llm_proxy.heads import Head
 from llm_proxy.ids import new_id, valid_request_id
+from llm_proxy.inbound import Inbound
 from llm_proxy.limits.rates import Decision, Standing
 from llm_proxy.peers import Peer
 from llm_proxy.providers import Provider
@@ -38,6 +40,40 @@ def shown(text: str | None) -> str | None:
     # Credentials go first: one that the cut went through would not be known as one.
     kept = redact(text[: 2 * _MOST_KEPT])[:_MOST_KEPT]
     return kept if kept.isascii() else kept.encode("utf-8", "replace").decode()
+
+
+class _Told(NamedTuple):
+    """What a head tells of its call, fit for an event.
+
+    Attributes:
+        target: its path, before anything of it was checked.
+        asked_id: the request id that the client chose.
+    """
+
+    target: Target
+    asked_id: str | None
+    correlation_id: str | None
+    shown_id: str | None
+    shown_correlation_id: str | None
+    user_agent: str | None
+    method: str
+    path: str
+
+
+def _told(head: Head) -> _Told:
+    target = Target(path_of(head.raw_path), None)
+    asked_id = valid_request_id(head.headers.get("X-Request-ID"))
+    correlation_id = valid_request_id(head.headers.get("X-Correlation-ID"))
+    return _Told(
+        target,
+        asked_id,
+        correlation_id,
+        shown(asked_id),
+        shown(correlation_id),
+        shown(head.headers.get(hdrs.USER_AGENT)),
+        shown(head.method) or "",
+        shown(target.path) or "",
+    )
 
 
 class Route(NamedTuple):
@@ -115,25 +151,25 @@ class Call:
     _took_limits: Decision | None = None
     _standing: Standing | None = None
 
-    def __init__(self, context: Context, request: web.BaseRequest, peer: Peer) -> None:
+    def __init__(self, context: Context, request: Inbound, peer: Peer) -> None:
         self._began = time.perf_counter()
         self.context = context
         self.request = request
-        self.target = Target(path_of(request.raw_path), None)
+        told = request.head.recall(_told)
+        self.target = told.target
         self.peer = peer
         self.reply = Reply(request)
         self.body = Body()
-        self.timings: list[tuple[str, float]] = []
-        asked_id = valid_request_id(request.headers.get("X-Request-ID"))
-        self.request_id = asked_id or new_id()
-        self.correlation_id = valid_request_id(request.headers.get("X-Correlation-ID"))
+        self.timings: dict[str, float] = {}
+        self.request_id = told.asked_id or new_id()
+        self.correlation_id = told.correlation_id
         self.event = Event(
-            request_id=shown(asked_id) or self.request_id,
-            correlation_id=shown(self.correlation_id),
+            request_id=told.shown_id or self.request_id,
+            correlation_id=told.shown_correlation_id,
             client_ip=peer.address,
-            user_agent=shown(request.headers.get(hdrs.USER_AGENT)),
-            method=shown(request.method) or "",
-            path=shown(self.target.path) or "",
+            user_agent=told.user_agent,
+            method=told.method,
+            path=told.path,
         )
 
     @property
@@ -235,14 +271,15 @@ class Call:
 
     def timed(self, name: str, since: float) -> None:
         """A part of the call that Server-Timing shows, from `since`, as `time.perf_counter` gave it, until now."""
-        self.timings.append((name, time.perf_counter() - since))
+        self.took(name, time.perf_counter() - since)
+
+    def took(self, name: str, seconds: float) -> None:
+        """A part of the call that Server-Timing shows; those of one name are shown together."""
+        self.timings[name] = self.timings.get(name, 0.0) + seconds
 
     def server_timing(self) -> bytes:
         """The Server-Timing header's value, in milliseconds."""
-        total: dict[str, float] = {}
-        for name, seconds in self.timings:
-            total[name] = total.get(name, 0.0) + seconds
-        return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in total.items()]).encode()
+        return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in self.timings.items()]).encode()
 
     def sent(self) -> None:
         """The request is handed to the provider's connection, so it counts from now on."""

@@ -33,7 +33,7 @@ async def forward(call: Call, routes: list[Route], turn: Turn) -> Reply:
             call.check_ended()
             route, answer = await open_answer(call, routes, turn)
             try:
-                stored = await turn.confirmed(answer.status, answer.headers)
+                stored = await turn.confirmed(answer.status, answer.headers) if turn.revalidates else None
                 await (replay(call, turn, stored) if stored else _relay(call, route, turn, answer))
             finally:
                 answer.abort()
@@ -69,7 +69,7 @@ async def _relay_body(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: fl
     relay = _flow if call.reply.length is None else _count_down
     last = await relay(call, turn, answer, tee, idle)
     # A stream that its dialect did not end may have been cut by something that ended the connection neatly.
-    if await turn.finish(whole=tee.finished or not (tee.is_event_stream and call.request.method == "POST")):
+    if turn.captures and await turn.finish(whole=tee.finished or not (tee.is_event_stream and call.request.method == "POST")):
         call.event.cache = "stored"
     await _end(call, last)
 

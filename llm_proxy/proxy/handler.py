@@ -3,18 +3,23 @@
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11
 
 from llm_proxy import dialects
 from llm_proxy.audit import Who, event_of
 from llm_proxy.context import Context
 from llm_proxy.errors import ApiError, ClientGone, UpstreamError
 from llm_proxy.grammar import check_head, read_target
+from llm_proxy.heads import Head
+from llm_proxy.inbound import Inbound
 from llm_proxy.logs import request_ids
 from llm_proxy.middleware import peer_of_request
-from llm_proxy.providers import policy, routing
+from llm_proxy.providers import Provider, policy, routing
 from llm_proxy.providers.mapping import without_suffix
+from llm_proxy.providers.profiles import Profile
 from llm_proxy.proxy.body import check_length, is_read_whole, read_body
 from llm_proxy.proxy.caching import Turn
 from llm_proxy.proxy.call import Call, Route, shown
@@ -25,6 +30,7 @@ from llm_proxy.proxy.models import asks_for_models, models_of
 from llm_proxy.proxy.refresh import refresh
 from llm_proxy.proxy.replay import passed_on, replay
 from llm_proxy.proxy.reply import Reply
+from llm_proxy.token_cache import Presented
 from llm_proxy.tokens import Token
 
 log = logging.getLogger(__name__)
@@ -33,7 +39,7 @@ log = logging.getLogger(__name__)
 CREDENTIAL_CODES = frozenset({"invalid_token", "token_expired", "token_inactive", "project_inactive", "too_many_failures"})
 
 
-async def handle(context: Context, request: web.BaseRequest) -> Reply:
+async def handle(context: Context, request: Inbound) -> Reply:
     """Serve one call from its head to its event; a step returns, or raises what the client is told."""
     call = Call(context, request, peer_of_request(context, request))
     request_ids.set((call.request_id, call.correlation_id))
@@ -69,12 +75,14 @@ async def handle(context: Context, request: web.BaseRequest) -> Reply:
 
 def read_head(call: Call) -> None:
     """Check method, target and headers; after a head that is doubtful, nothing more is read from its connection."""
-    request, keep_alive = call.request, call.reply.keep_alive
-    call.reply.keep_alive = False
-    check_head(request.method, request.version, request.raw_headers)
-    host = request.headers.get("Host", "")
-    call.target = read_target(request.method, request.raw_path, host, call.context.settings.allowed_hosts)
-    call.reply.keep_alive = keep_alive
+    head, keep_alive = call.request.head, call.reply.keep_alive
+    if head.target is None:
+        call.reply.keep_alive = False
+        check_head(head.method, head.version, head.raw_headers)
+        host = head.headers.get("Host", "")
+        head.target = read_target(head.method, head.raw_path, host, call.context.settings.allowed_hosts)
+        call.reply.keep_alive = keep_alive
+    call.target = head.target
 
 
 def check_room(call: Call) -> None:
@@ -99,15 +107,19 @@ async def answer_preflight(call: Call) -> Reply:
     return await answer(call, 204, {"X-Request-ID": call.request_id, **allowed}, b"", "completed")
 
 
+def _presented(head: Head) -> Presented:
+    return Presented.of(presented_token(head.raw_headers))
+
+
 async def authenticate(call: Call) -> Token:
     """The token of the call, mostly without the database; not even looked up where too many were unknown before."""
     context, address, began = call.context, call.peer.address, time.perf_counter()
     refusal = context.strangers.refusal(address)
     try:
-        presented = presented_token(call.request.raw_headers)
+        presented = call.request.head.recall(_presented)
         if refusal and not context.tokens.has_served(presented):
             raise refusal
-        token = await context.tokens.authenticate(presented)
+        token = context.tokens.known(presented) or await context.tokens.look_up(presented)
     except ApiError as error:
         if error.code != "invalid_token":
             raise
@@ -119,10 +131,23 @@ async def authenticate(call: Call) -> Token:
     return token
 
 
+class Choice(NamedTuple):
+    """The routes that a head was admitted to, as long as providers and profiles are the same."""
+
+    providers: list[Provider]
+    apis: Mapping[str, Profile]
+    routes: list[Route]
+    endpoint: str | None
+
+
 async def admit_head(call: Call) -> list[Route]:
     """The providers whose profile lets method, path, origin and headers through."""
-    apis = call.context.profiles.apis
+    head, apis = call.request.head, call.context.profiles.apis
     providers = await call.context.providers.of_project(call.token.project_id)
+    chosen: Choice | None = head.choice
+    if chosen and chosen.providers is providers and chosen.apis is apis:
+        call.event.endpoint = chosen.endpoint
+        return chosen.routes
     routes = [Route(provider, apis[provider.provider_type]) for provider in providers if provider.provider_type in apis]
     if not routes:
         raise ApiError(
@@ -130,6 +155,7 @@ async def admit_head(call: Call) -> list[Route]:
         )
     routes = admitted(call, routes)
     call.event.endpoint = routes[0].profile.at(call.target.path).endpoint
+    head.choice = Choice(providers, apis, routes, call.event.endpoint)
     return routes
 
 
@@ -227,7 +253,8 @@ async def respond(call: Call, routes: list[Route]) -> Reply:
     turn = Turn(call, routes)
     try:
         began = time.perf_counter()
-        await turn.decide()
+        if turn.is_asked:
+            await turn.decide()
         call.timed("cache", began)
         # Limits and cache may have taken a while, in which the call's permission went.
         call.check_ended()

@@ -67,8 +67,29 @@ def _end_to_end(headers: RawHeaders) -> RawHeaders:
     return [pair for pair in headers if pair[0].lower() not in named]
 
 
+def kept_for_provider(headers: RawHeaders, *, uncoded: bool = False) -> list[tuple[bytes, bytes]]:
+    """The client's headers that its provider gets, in their order.
+
+    Args:
+        headers: checked by `grammar.check_head`, thus ASCII.
+        uncoded: the model is renamed, so the answer must be readable as it comes, and digests of the body hold no more.
+    """
+    dropped = _NOT_WHEN_RENAMED if uncoded else _NOT_TO_PROVIDER
+    kept: list[tuple[bytes, bytes]] = []
+    for pair in headers:
+        name = pair[0].lower()
+        if name in dropped:
+            if name == b"connection" and pair[1] not in _USUAL_CONNECTION:
+                return kept_for_provider(_end_to_end(headers), uncoded=uncoded)
+        elif name == b"accept-encoding":
+            kept.append((pair[0], readable_codings(pair[1].decode("ascii")).encode()))
+        elif not name.startswith(_PREFIXES_NOT_TO_PROVIDER):
+            kept.append(pair)
+    return kept
+
+
 def to_provider(
-    headers: RawHeaders,
+    kept: RawHeaders,
     *,
     auth: Auth,
     key: str,
@@ -80,35 +101,26 @@ def to_provider(
     """The headers of a call as its provider gets them, in their order, the provider's credential last.
 
     Args:
-        headers: the client's, checked by `grammar.check_head`, thus ASCII.
+        kept: what `kept_for_provider` left of the client's.
         defaults: lower-case names and values that are added when absent.
-        uncoded: the model is renamed, so the answer must be readable as it comes, and digests of the body hold no more.
+        uncoded: see there.
     """
-    kept = _kept_for_provider(headers, auth.header.lower().encode(), _NOT_WHEN_RENAMED if uncoded else _NOT_TO_PROVIDER)
+    credential = auth.header.encode()
+    sent = [*kept] if auth.header.lower() in CREDENTIALS else _without(kept, credential.lower())
     if defaults:
-        present = {name.lower().decode("ascii") for name, _ in kept}
-        kept += [(name.encode(), value.encode()) for name, value in defaults.items() if name not in present]
+        present = {name.lower().decode("ascii") for name, _ in sent}
+        sent += [(name.encode(), value.encode()) for name, value in defaults.items() if name not in present]
     if uncoded:
-        kept.append((b"Accept-Encoding", b"identity"))
-    kept.append((b"X-Request-ID", request_id.encode()))
+        sent.append((b"Accept-Encoding", b"identity"))
+    sent.append((b"X-Request-ID", request_id.encode()))
     if correlation_id:
-        kept.append((b"X-Correlation-ID", correlation_id.encode()))
-    kept.append((auth.header.encode(), auth.value(key).encode()))
-    return kept
+        sent.append((b"X-Correlation-ID", correlation_id.encode()))
+    sent.append((credential, auth.value(key).encode()))
+    return sent
 
 
-def _kept_for_provider(headers: RawHeaders, credential: bytes, dropped: Collection[bytes]) -> list[tuple[bytes, bytes]]:
-    kept: list[tuple[bytes, bytes]] = []
-    for pair in headers:
-        name = pair[0].lower()
-        if name in dropped:
-            if name == b"connection" and pair[1] not in _USUAL_CONNECTION:
-                return _kept_for_provider(_end_to_end(headers), credential, dropped)
-        elif name == b"accept-encoding":
-            kept.append((pair[0], readable_codings(pair[1].decode("ascii")).encode()))
-        elif name != credential and not name.startswith(_PREFIXES_NOT_TO_PROVIDER):
-            kept.append(pair)
-    return kept
+def _without(headers: RawHeaders, name: bytes) -> list[tuple[bytes, bytes]]:
+    return [pair for pair in headers if pair[0].lower() != name]
 
 
 def readable_codings(value: str) -> str:

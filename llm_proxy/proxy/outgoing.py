@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+from llm_proxy.heads import Head
 from llm_proxy.providers import policy
 from llm_proxy.providers.profiles import Profile, Timeouts
 from llm_proxy.proxy import headers, urls
@@ -47,6 +48,10 @@ def _renamed(call: Call, name: str) -> bytes:
     return rename_form(body.held, name) if "urlencoded" in content_type else rename_request(body.held, name)
 
 
+def _kept(head: Head) -> list[tuple[bytes, bytes]]:
+    return headers.kept_for_provider(head.raw_headers)
+
+
 def request_to(call: Call, route: Route, turn: Turn, timeouts: Timeouts, on_sent: Callable[[], None]) -> Request:
     """What the provider gets for a call."""
     path, profile, body, held = call.target.path, route.profile, call.body, call.body.held
@@ -55,8 +60,10 @@ def request_to(call: Call, route: Route, turn: Turn, timeouts: Timeouts, on_sent
         path, held = policy.with_model(path, route.model or ""), _renamed(call, route.model or "")
     key = route.provider.api_key
     assert key is not None
+    head = call.request.head
+    asked = turn.request_headers(head.raw_headers)
     sent = headers.to_provider(
-        turn.request_headers(call.request.raw_headers),
+        head.recall(_kept) if asked is head.raw_headers and not renamed else headers.kept_for_provider(asked, uncoded=renamed),
         auth=profile.at(path).auth,
         key=key.reveal(),
         defaults=profile.default_headers,

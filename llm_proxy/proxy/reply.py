@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from email.utils import formatdate
 from http import HTTPStatus
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11
 
-from llm_proxy.connection import Given
 from llm_proxy.errors import ClientGone
+from llm_proxy.inbound import Given, Inbound
 
 DRAIN_SECONDS = 1.0
 _RESET = struct.pack("ii", 1, 0)
@@ -47,7 +47,7 @@ class Reply(Given):
     When the handler returns it, it is already written.
     """
 
-    def __init__(self, request: web.BaseRequest) -> None:
+    def __init__(self, request: Inbound) -> None:
         super().__init__(request.keep_alive)
         self._request = request
         self._protocol = request.protocol
@@ -166,7 +166,7 @@ class Reply(Given):
             ClientGone: it left.
         """
         try:
-            await self._request.writer.drain()
+            await self._protocol.drained()
         except ConnectionError as error:
             raise ClientGone("The client closed its connection.") from error
 

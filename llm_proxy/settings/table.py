@@ -123,6 +123,9 @@ class Settings:
     redis_pool_size: int = setting("redis", parse_count, "10", "Connections to Redis.")
 
     token_cache_size: int = setting("limits", parse_count, "10000", "Tokens kept in memory.")
+    token_retention_days: int = setting(
+        "limits", parse_int, "0", "Days after which tokens that expired or were revoked are deleted; 0 keeps them."
+    )
     rate_limit_per_minute: int = setting(
         "limits", parse_int, "0", "Requests a minute of a token where neither it nor its project says; 0 for any number."
     )

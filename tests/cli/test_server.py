@@ -1,5 +1,6 @@
 """`llm-proxy server`: whatever keeps it from starting is said in one line, with the way out."""
 
+import fcntl
 import pathlib
 import socket
 import sqlite3
@@ -129,3 +130,13 @@ async def test_warnings_about_settings_are_logged_and_do_not_stop_the_start(tmp_
         await run.until("LLM_PROXY_PORT is not a setting")
         await run.until("the proxy listens on")
         assert await run.stopped() == 0
+
+
+async def test_a_start_that_waits_can_be_stopped_as_process_1_too(tmp_path: pathlib.Path) -> None:
+    with (tmp_path / "x.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        async with process("server", "--db", "x.db", folder=tmp_path, **GOOD, LLM_PROXY_PORT="1") as run:
+            await run.until("LLM_PROXY_PORT is not a setting")
+            # Were it not handled, it would be -15.
+            assert await run.stopped() == 0
+    assert not any("listens" in line for line in run.err)

@@ -15,7 +15,10 @@ from stage.processes import ROOT
 from llm_proxy.db import migrate
 
 MIGRATIONS = "llm_proxy/sql/migrations"
-NEXT = {f"{MIGRATIONS}/9999_next.sql": "CREATE TABLE next (id INTEGER);\n", f"{MIGRATIONS}/9999_next.rollback.sql": "DROP TABLE next;\n"}
+NEXT = {
+    f"{MIGRATIONS}/9999_next.sql": "CREATE TABLE next (id INTEGER);\n",
+    f"{MIGRATIONS}/9999_next.rollback.sql": "DROP TABLE next;\n",
+}
 # Its migration goes well; then it never serves.
 BROKEN = {
     **NEXT,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llm_proxy.events.instances import claim_dead, claim_own, trim_dead
+from llm_proxy.events.instances import claim_dead, claim_own, living, trim_dead
 
 OWNER = """
 import pathlib, sys
@@ -27,6 +27,15 @@ def test_two_living_processes_have_two_folders(tmp_path: pathlib.Path) -> None:
     assert again.folder.name == "host-1", "who starts again finds what it left"
     again.release()
     second.release()
+
+
+def test_the_living_are_told_from_the_dead(tmp_path: pathlib.Path) -> None:
+    first, second = claim_own(tmp_path, "host"), claim_own(tmp_path, "host")
+    second.release()
+    (tmp_path / "no-log").mkdir()
+    assert living(tmp_path) == ["host-1"]
+    first.release()
+    assert living(tmp_path) == living(tmp_path / "nowhere") == []
 
 
 def test_the_folder_of_a_killed_process_is_taken_over_and_that_of_a_living_one_is_not(tmp_path: pathlib.Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from llm_proxy.providers.profiles import Auth
-from llm_proxy.proxy.headers import first, readable_codings, replaced, to_client, to_provider
+from llm_proxy.proxy.headers import first, kept_for_provider, readable_codings, replaced, to_client, to_provider
 
 BEARER = Auth("Authorization", "Bearer")
 Pairs = list[tuple[bytes, bytes]]
@@ -13,7 +13,9 @@ Pairs = list[tuple[bytes, bytes]]
 
 def sent(headers: Pairs, *, auth: Auth = BEARER, correlation_id: str | None = None, **defaults: str) -> list[tuple[str, str]]:
     given = {name.replace("_", "-"): value for name, value in defaults.items()}
-    got = to_provider(headers, auth=auth, key="sk-key", defaults=given, request_id="r1", correlation_id=correlation_id)
+    got = to_provider(
+        kept_for_provider(headers), auth=auth, key="sk-key", defaults=given, request_id="r1", correlation_id=correlation_id
+    )
     return [(name.decode(), value.decode()) for name, value in got]
 
 

@@ -10,6 +10,7 @@ from aiohttp import web
 from llm_proxy.connection import Connection
 from llm_proxy.errors import ApiError
 from llm_proxy.guard import Guard, Limits
+from llm_proxy.serving import Calls
 from llm_proxy.wire import GuardedRunner, Handler
 
 ROOMY = Limits(body_bytes=64 * 2**20, connections=5000, connections_of_peer=5000)
@@ -42,7 +43,7 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(handler: Handler = echo, limits: Limits = ROOMY) -> AsyncIterator[Site]:
+async def open_site(handler: Handler = echo, limits: Limits = ROOMY, calls: Calls | None = None) -> AsyncIterator[Site]:
     """A site on a free loopback port."""
     refused: list[str] = []
 
@@ -50,7 +51,7 @@ async def open_site(handler: Handler = echo, limits: Limits = ROOMY) -> AsyncIte
         refused.append(error.code)
 
     guard = Guard(limits, count)
-    runner = GuardedRunner(web.Application(), lambda ours: handler, guard)
+    runner = GuardedRunner(web.Application(), lambda ours: handler, guard, calls)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -5,7 +5,6 @@ import inspect
 import pathlib
 import subprocess
 import sys
-import zipfile
 
 import pytest
 import tiktoken.load
@@ -73,18 +72,3 @@ def test_a_missing_table_is_not_fetched(tmp_path: pathlib.Path, monkeypatch: pyt
 def test_a_process_that_never_counts_does_not_even_load_the_library() -> None:
     code = "import sys; import llm_proxy.server; sys.exit('tiktoken' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
-
-
-def test_the_tables_are_in_the_package_that_is_built(tmp_path: pathlib.Path) -> None:
-    code = "from setuptools.build_meta import build_wheel; import sys; build_wheel(sys.argv[1])"
-    copied = tmp_path / "tree"
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.decode().split("\0")
-    for name in filter(None, names):
-        target = copied / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes((ROOT / name).read_bytes())
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=copied, check=True, timeout=60, capture_output=True)
-    [wheel] = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as packed:
-        inside = {name.rpartition("/")[2] for name in packed.namelist() if name.startswith("llm_proxy/usage/tables/")}
-    assert inside == {*TABLE_NAMES, "NOTICE"}

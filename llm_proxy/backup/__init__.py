@@ -1,0 +1,1 @@
+"""Backups: what it takes to go on elsewhere, in one archive."""

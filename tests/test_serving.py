@@ -1,0 +1,136 @@
+"""Requests one after the other: one whose head was seen before is served as the first of its kind was."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from stage.raw import connected
+from stage.site import Site, open_site
+
+from llm_proxy.heads import Head, Heads
+from llm_proxy.inbound import Given, Inbound
+from llm_proxy.serving import Calls
+
+GET = b"GET /call?a=1 HTTP/1.1\r\nHost: h\r\nX-One: 1\r\n\r\n"
+POST = b"POST /call HTTP/1.1\r\nhost: h\r\nContent-Length: 3\r\n\r\nabc"
+ENDS = b"%b HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+REQUESTS = {
+    "without a body": GET,
+    "with one": POST,
+    "after an empty line": b"\r\n" + GET,
+    "in chunks": b"POST /call HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "of a route of ours": b"POST /ours HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc",
+    "of a route of ours without a body": b"GET /ours HTTP/1.1\r\nHost: h\r\n\r\n",
+}
+
+
+async def tell(request: web.BaseRequest) -> web.StreamResponse:
+    said = f"{request.method} {request.raw_path} {sorted(request.headers.items())} ".encode()
+    return web.Response(body=b"ours " + said + await request.read())
+
+
+async def tell_call(request: Inbound) -> Given:
+    body = b""
+    while not request.content.at_eof():
+        body += await request.content.readany()
+    said = f"{request.method} {request.raw_path} {sorted(request.headers.items())} {request.remote} ".encode() + body
+    assert request.transport
+    end = b"" if request.keep_alive else b"Connection: close\r\n"
+    request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n%b\r\n%b" % (len(said), end, said))
+    return Given(request.keep_alive)
+
+
+class Watched(Heads):
+    """Notes which heads it knew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: list[bool] = []
+
+    def of(self, data: bytes) -> tuple[Head, bytes] | None:
+        found = super().of(data)
+        self.known.append(found is not None)
+        return found
+
+
+@pytest.fixture
+def heads() -> Watched:
+    return Watched()
+
+
+@pytest.fixture
+async def site(heads: Watched) -> AsyncIterator[Site]:
+    calls = Calls(tell_call, lambda head: head.raw_path.startswith("/call"), heads)
+    async with asyncio.timeout(20), open_site(tell, calls=calls) as opened:
+        yield opened
+
+
+async def answers(site: Site, *pieces: bytes, count: int = 1) -> list[bytes]:
+    """The bodies that come back for the pieces, each sent in a segment of its own."""
+    async with connected(site.url) as client:
+        for piece in pieces:
+            await client.send(piece)
+            # The next piece must find this one read.
+            await asyncio.sleep(0.002)
+        found = [await client.answer() for _ in range(count)]
+        assert all(one and one.whole and one.status == 200 for one in found), found
+        return [one.body for one in found if one]
+
+
+@pytest.mark.parametrize("data", REQUESTS.values(), ids=REQUESTS)
+async def test_a_head_that_comes_again_gets_what_the_first_got(site: Site, heads: Watched, data: bytes) -> None:
+    first = await answers(site, data)
+    assert await answers(site, data) == first
+    assert await answers(site, data, data, data, count=3) == first * 3
+    # Of chunks nothing is told by the head.
+    assert heads.known[1:] == [b"chunked" not in data] * (len(heads.known) - 1) and heads.known[0] is False
+
+
+@pytest.mark.parametrize("data", REQUESTS.values(), ids=REQUESTS)
+async def test_a_known_head_that_comes_in_pieces_is_put_together(site: Site, data: bytes) -> None:
+    first = await answers(site, data)
+    for cut in range(1, len(data)):
+        assert await answers(site, data[:cut], data[cut:], data, count=2) == first * 2, data[:cut]
+
+
+# What waits behind chunks is not served (test_connection.py).
+@pytest.mark.parametrize("following", [pytest.param(data, id=id) for id, data in REQUESTS.items() if id != "in chunks"])
+async def test_known_requests_in_one_segment_are_answered_in_turn(site: Site, following: bytes) -> None:
+    [first], [second] = await answers(site, GET), await answers(site, following)
+    assert await answers(site, GET + following, count=2) == [first, second]
+    assert await answers(site, following + GET, GET, count=3) == [second, first, first]
+
+
+async def test_a_known_head_brings_its_own_body(site: Site) -> None:
+    for body in (b"abc", b"xyz", b"\r\n\r", b"GET"):
+        [told] = await answers(site, POST[:-3] + body)
+        assert told.endswith(b" " + body)
+
+
+@pytest.mark.parametrize("line", [b"GET /call", b"GET /ours"], ids=["a call", "a route of ours"])
+async def test_a_known_head_that_ends_its_connection_ends_it(site: Site, line: bytes) -> None:
+    for _ in range(3):
+        async with connected(site.url) as client:
+            await client.send(ENDS % line)
+            answer = await client.answer()
+            assert answer and answer.status == 200 and await client.is_closed()
+
+
+@pytest.mark.parametrize("bad", [b"GET /call HTTP/1.1\r\nHost : h\r\n\r\n", b"nonsense\r\n\r\n"], ids=ascii)
+async def test_what_is_no_request_is_refused_each_time(site: Site, bad: bytes) -> None:
+    for _ in range(3):
+        async with connected(site.url) as client:
+            await client.send(bad)
+            answer = await client.answer()
+            assert answer and answer.status == 400 and await client.is_closed()
+
+
+async def test_a_call_that_fails_by_a_mistake_ends_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(request: Inbound) -> Given:
+        raise ZeroDivisionError
+
+    async with open_site(tell, calls=Calls(fail, lambda head: True, Heads())) as site, connected(site.url) as client:
+        await client.send(GET)
+        assert await client.is_closed()
+    assert "mistake of this program" in caplog.text
