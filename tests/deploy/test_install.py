@@ -1,4 +1,4 @@
-"""scripts/install and scripts/upgrade below a throw-away root: done twice, and back again by itself where the new version fails."""
+"""scripts/install and scripts/upgrade below a throw-away root: done twice, and back by itself where the new version fails."""
 
 import contextlib
 import os
