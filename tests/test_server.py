@@ -91,6 +91,9 @@ async def refuses(url: str) -> bool:
             return False
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        # It waited in the queue of a socket that was closed just then.
+        return False
 
 
 async def until_refused(url: str) -> None:
