@@ -3,7 +3,6 @@
 import sys
 
 import aws_cdk as cdk
-
 from stacks.balancer import Balancer
 from stacks.database import Database
 from stacks.migration import Migration
@@ -32,7 +31,7 @@ def build(app: cdk.App, options: Options) -> None:
     service = Service(app, f"{options.name}-service", options, migration, secrets, redis, balancer)
     Monitoring(app, f"{options.name}-monitoring", options, balancer, database, redis, service)
     if options.github:
-        Pipeline(app, f"{options.name}-pipeline", options, registry, migration)
+        Pipeline(app, f"{options.name}-pipeline", options)
     cdk.Tags.of(app).add("deployment", options.name)
 
 

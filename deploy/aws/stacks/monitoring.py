@@ -11,6 +11,7 @@ from aws_cdk import aws_sns as sns
 from aws_cdk import aws_sns_subscriptions as subscriptions
 from constructs import Construct
 
+from stacks import tasks
 from stacks.balancer import Balancer
 from stacks.database import Database
 from stacks.options import Options
@@ -20,6 +21,7 @@ from stacks.service import Service
 MINUTE = cdk.Duration.minutes(1)
 FIVE = cdk.Duration.minutes(5)
 CALL = '$.logger = "llm_proxy.calls"'
+ERRORS = '{ $.level = "error" }'
 NOT_BREACHING = cloudwatch.TreatMissingData.NOT_BREACHING
 
 
@@ -45,7 +47,7 @@ FILTERS = (
     Filter("PromptTokens", f"{{ {CALL} && $.usage.prompt_tokens > 0 }}", "$.usage.prompt_tokens"),
     Filter("CompletionTokens", f"{{ {CALL} && $.usage.completion_tokens > 0 }}", "$.usage.completion_tokens"),
     # Whatever the program itself calls an error, calls or not.
-    Filter("Errors", '{ $.level = "error" }'),
+    Filter("Errors", ERRORS),
 )
 
 
@@ -64,18 +66,19 @@ class Monitoring(cdk.Stack):
     ) -> None:
         super().__init__(scope, id, description="LLM Proxy: metrics, alarms and dashboard")
         self._options, self._service = options, service
-        self.metrics = {found.name: self._filtered(found, service.logs["proxy"]) for found in FILTERS}
-        if "dispatcher" in service.logs:
-            self.metrics["DispatcherErrors"] = self._filtered(
-                Filter("DispatcherErrors", '{ $.level = "error" }'), service.logs["dispatcher"]
-            )
+        self.metrics = {found.name: self._filtered(found, service.log) for found in FILTERS}
+        if options.sinks:
+            # By its name: an export could not go with the last sink while this stack still imports it.
+            log_group = logs.LogGroup.from_log_group_name(self, "DispatcherLog", tasks.log_name(options, "dispatcher"))
+            self.metrics["DispatcherErrors"] = self._filtered(Filter("DispatcherErrors", ERRORS), log_group)
+        self.add_dependency(service)
         self._topic = self._made_topic()
         self._watch_calls()
         self._watch_sites(balancer)
         self._watch_stores(database, redis)
         self._draw(balancer, database, redis)
 
-    def _filtered(self, wanted: Filter, log_group: logs.LogGroup) -> cloudwatch.Metric:
+    def _filtered(self, wanted: Filter, log_group: logs.ILogGroup) -> cloudwatch.Metric:
         found = logs.MetricFilter(
             self,
             f"{wanted.name}Filter",
@@ -169,9 +172,7 @@ def _percentiles(metric: cloudwatch.Metric) -> list[cloudwatch.Metric]:
 
 def _of_nodes(redis: Redis, name: str) -> list[cloudwatch.Metric]:
     return [
-        cloudwatch.Metric(
-            namespace="AWS/ElastiCache", metric_name=name, dimensions_map={"CacheClusterId": node}, period=MINUTE
-        )
+        cloudwatch.Metric(namespace="AWS/ElastiCache", metric_name=name, dimensions_map={"CacheClusterId": node}, period=MINUTE)
         for node in redis.nodes
     ]
 

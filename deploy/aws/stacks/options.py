@@ -88,7 +88,7 @@ class Options:
 
     vpc_id: str = option(str, "", "An existing VPC to use, with the four that follow; without one a VPC is made.")
     vpc_cidr: str = option(str, "10.80.0.0/16", "The VPC's addresses; with `vpc_id`, those that it has.")
-    public_subnets: tuple[str, ...] = option(_words, "", "Its public subnets, one in each of two zones or more, for the balancer.")
+    public_subnets: tuple[str, ...] = option(_words, "", "Its public subnets, one in each of two zones or more.")
     private_subnets: tuple[str, ...] = option(_words, "", "Its private subnets in the same zones, with a way out (NAT).")
     nat_gateways: int = option(_count, "1", "NAT gateways of a VPC that is made; 2 outlive the loss of a zone.")
 
@@ -100,7 +100,7 @@ class Options:
     target_cpu: int = option(_count, "60", "Percent of CPU above which proxies are added.")
     requests_per_target: int = option(_count, "30000", "Requests a minute and proxy above which proxies are added.")
     sinks: tuple[str, ...] = option(_words, "", f"Where a dispatcher each delivers events: {', '.join(SINKS)}.")
-    settings: dict[str, str] = option(_settings, "{}", "More settings of llm-proxy, as a JSON object; no secrets.")
+    settings: dict[str, str] = option(_settings, "{}", "More settings of llm-proxy, as a JSON object; no secrets.")  # noqa: RUF009
 
     database_min_acu: float = option(_number, "0.5", "The least capacity of Aurora, in ACU.")
     database_max_acu: float = option(_number, "4", "The greatest.")

@@ -1,13 +1,12 @@
 """The role by which a GitHub workflow deploys."""
 
 import aws_cdk as cdk
+from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_iam as iam
 from constructs import Construct
 
 from stacks import settings
-from stacks.migration import Migration
 from stacks.options import Options
-from stacks.registry import Registry
 
 ISSUER = "token.actions.githubusercontent.com"
 # The workflow's environment: GitHub asks there whom it is told to ask.
@@ -17,26 +16,28 @@ ENVIRONMENT = "production"
 class Pipeline(cdk.Stack):
     """No key is kept at GitHub: the workflow shows a signed token, for which AWS lends it the role.
 
+    It names what other stacks made instead of importing it, so that it can come and go.
+
     Stacks are changed by CDK's own roles, which this one may take on; the rest is what `deploy` itself calls.
     """
 
-    def __init__(self, scope: Construct, id: str, options: Options, registry: Registry, migration: Migration) -> None:
+    def __init__(self, scope: Construct, id: str, options: Options) -> None:
         super().__init__(scope, id, description="LLM Proxy: role of the GitHub workflow")
         issuer = iam.OidcProviderNative(self, "GitHub", url=f"https://{ISSUER}", client_ids=["sts.amazonaws.com"])
         subject = f"repo:{options.github}:environment:{ENVIRONMENT}"
         claims = {f"{ISSUER}:aud": "sts.amazonaws.com", f"{ISSUER}:sub": subject}
         lent_to = iam.WebIdentityPrincipal(issuer.oidc_provider_arn, {"StringEquals": claims})
         self.role = iam.Role(self, "Role", assumed_by=lent_to, max_session_duration=cdk.Duration.hours(2))
-        registry.repository.grant_pull_push(self.role)
-        self._allow(options, migration)
+        ecr.Repository.from_repository_name(self, "Images", options.name).grant_pull_push(self.role)
+        self._allow(options)
         cdk.CfnOutput(self, "RoleArn", value=self.role.role_arn)
 
-    def _allow(self, options: Options, migration: Migration) -> None:
+    def _allow(self, options: Options) -> None:
         key = settings.parameter(options, settings.ENCRYPTION_KEY)
         task = f"task-definition/{options.name}-migration:*"
-        cluster = {"ArnEquals": {"ecs:cluster": migration.cluster.cluster_arn}}
+        cluster = {"ArnEquals": {"ecs:cluster": self._arn("ecs", f"cluster/{options.name}")}}
         to_tasks = {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
-        roles = [migration.task.task_role.role_arn, migration.task.obtain_execution_role().role_arn]
+        roles = [self._arn("iam", f"role/{options.name}-migration-*", region="")]
         self._may(["sts:AssumeRole"], [self._arn("iam", "role/cdk-*", region="")])
         self._may(["ecr:DescribeRepositories", "ecr:DescribeImages"], [self._arn("ecr", f"repository/{options.name}")])
         self._may(["ssm:GetParameter", "ssm:PutParameter"], [self._arn("ssm", f"parameter{key}")])

@@ -36,7 +36,11 @@ class Redis(cdk.Stack):
         host = self.group.attr_primary_end_point_address
         url = cdk.SecretValue.unsafe_plain_text(settings.redis_url(given, host, str(REDIS_PORT)))
         self.url = secretsmanager.Secret(
-            self, "Url", secret_name=f"{options.name}/REDIS_URL", description=f"REDIS_URL of {options.name}", secret_string_value=url
+            self,
+            "Url",
+            secret_name=f"{options.name}/REDIS_URL",
+            description=f"REDIS_URL of {options.name}",
+            secret_string_value=url,
         )
 
     def _group(self, options: Options, network: Network, password: str) -> elasticache.CfnReplicationGroup:

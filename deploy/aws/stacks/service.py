@@ -13,17 +13,13 @@ from stacks.options import Options
 from stacks.redis import Redis
 from stacks.secrets import Secrets
 
-# The image has Python; its own HEALTHCHECK, which ECS does not read, asks the proxy.
-ALIVE = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}/health', timeout=4)"
-
 
 class Service(cdk.Stack):
     """A failed rollout goes back by itself, as ECS puts it: to the tasks of before, which were never stopped.
 
     Attributes:
         proxy: the proxies' service.
-        dispatchers: that of each sink.
-        logs: where the lines of each kind go.
+        log: where their lines go.
     """
 
     def __init__(
@@ -40,13 +36,14 @@ class Service(cdk.Stack):
         self._options, self._migration = options, migration
         self._redis_url = ecs.Secret.from_secrets_manager(redis.url)
         self._generated = {name: ecs.Secret.from_secrets_manager(secret) for name, secret in secrets.by_setting.items()}
-        self.logs = {"proxy": tasks.logs_of(self, options, "proxy")}
+        self.log = tasks.logs_of(self, options, "proxy")
         self.proxy = self._proxy()
         self._enter(balancer)
         self._scale(balancer)
         if options.sinks:
-            self.logs["dispatcher"] = tasks.logs_of(self, options, "dispatcher")
-        self.dispatchers = {sink: self._dispatcher(sink, self.logs["dispatcher"]) for sink in options.sinks}
+            log_group = tasks.logs_of(self, options, "dispatcher")
+            for sink in options.sinks:
+                self._dispatcher(sink, log_group)
 
     def _stored(self, name: str) -> ecs.Secret:
         """A secret that an operator has put into the parameter store."""
@@ -74,7 +71,7 @@ class Service(cdk.Stack):
                 # An operator may retry dead letters from a proxy's admin site.
                 **{settings.SINK_KEYS[sink]: key for sink, key in self._sink_keys.items()},
             },
-            log_group=self.logs["proxy"],
+            log_group=self.log,
         )
         for port in (settings.PROXY_PORT, settings.ADMIN_PORT):
             container.add_port_mappings(ecs.PortMapping(container_port=port))
@@ -86,17 +83,21 @@ class Service(cdk.Stack):
         definition = tasks.task(
             self, f"{sink.title()}Task", options, cpu=256, memory=512, family=f"{options.name}-dispatcher-{sink}"
         )
-        alive = ["CMD", "python", "-c", ALIVE.format(port=settings.DISPATCHER_PORT)]
+        address = f"127.0.0.1:{settings.DISPATCHER_PORT}"
         tasks.run(
             definition,
             self._migration.registry.repository,
             options,
-            command=["dispatcher", "--service", sink, "--addr", f"127.0.0.1:{settings.DISPATCHER_PORT}"],
+            command=["dispatcher", "--service", sink, "--addr", address],
             environment=settings.of_dispatcher(options),
             secrets={"REDIS_URL": self._redis_url, key: self._sink_keys[sink]},
             log_group=log_group,
-            # Not /ready: a Redis that is away is no reason to end what waits for it.
-            health_check=ecs.HealthCheck(command=alive, start_period=cdk.Duration.seconds(30)),
+            # Not `--ready`: a Redis that is away is no reason to end what waits for it.
+            health_check=ecs.HealthCheck(
+                command=["CMD", "llm-proxy", "health", "--addr", address],
+                timeout=cdk.Duration.seconds(10),
+                start_period=cdk.Duration.seconds(30),
+            ),
         )
         return self._serve(f"{sink.title()}Dispatcher", definition, self._migration.network.dispatcher, desired_count=1)
 

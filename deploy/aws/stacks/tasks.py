@@ -15,12 +15,17 @@ from stacks.settings import STOP_TIMEOUT
 DATA = "data"
 
 
+def log_name(options: Options, name: str) -> str:
+    """The name of the log of one kind of task."""
+    return f"/{options.name}/{name}"
+
+
 def logs_of(scope: Construct, options: Options, name: str) -> logs.LogGroup:
     """Where the lines of one kind of task go."""
     return logs.LogGroup(
         scope,
         f"{name.title()}Log",
-        log_group_name=f"/{options.name}/{name}",
+        log_group_name=log_name(options, name),
         retention=tuple(logs.RetentionDays)[LOG_DAYS.index(options.log_days)],
         removal_policy=cdk.RemovalPolicy.DESTROY,
     )

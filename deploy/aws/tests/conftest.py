@@ -15,6 +15,7 @@ from aws_cdk.assertions import Template
 from cases import CASES
 
 APP = Path(__file__).parents[1] / "app.py"
+FLAGS = json.loads(APP.with_name("cdk.json").read_text())["context"]
 # Where scripts/check-aws wants them for cfn-lint.
 TEMPLATES = os.environ.get("TEMPLATES") or tempfile.mkdtemp()
 # As in a pipeline that was given no account.
@@ -24,7 +25,7 @@ WITHOUT_ACCOUNT = {name: value for name, value in os.environ.items() if not name
 @cache
 def stacks_of(case: str) -> dict[str, dict[str, Any]]:
     """The template of each stack, by the last part of its name."""
-    folder, context = Path(TEMPLATES, case), CASES[case]
+    folder, context = Path(TEMPLATES, case), {**FLAGS, **CASES[case]}
     told = {"CDK_OUTDIR": str(folder), "CDK_CONTEXT_JSON": json.dumps(context)}
     subprocess.run([sys.executable, APP], check=True, env=WITHOUT_ACCOUNT | told, timeout=120)
     # What had to be looked up, which takes an account, would leave its question here.

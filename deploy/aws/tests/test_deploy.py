@@ -1,4 +1,4 @@
-"""The script: what it asks AWS for, in which order, when it stops. AWS, CDK and Docker are stood in for by a program that notes its calls."""
+"""The script calls AWS, CDK and Docker in the right order; a program that notes its calls stands in for each."""
 
 import os
 import subprocess

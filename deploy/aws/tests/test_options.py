@@ -1,12 +1,12 @@
 """Options are read, or refused with what to give instead."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cases import EVERYTHING, EXISTING, GIVEN
-
 from stacks.options import LOG_DAYS, TABLE, OptionError, read
 
 GUIDE = Path(__file__).parents[2] / "AWS.md"
@@ -55,9 +55,8 @@ def test_what_cdk_itself_keeps_in_the_context_is_passed_over() -> None:
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_deployed_is_refused_with_what_can(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(OptionError, match=".") as refused:
+    with pytest.raises(OptionError, match=re.escape(said)):
         read({**GIVEN, **given})
-    assert said in str(refused.value)
 
 
 def test_the_guide_lists_every_option() -> None:
