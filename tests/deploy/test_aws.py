@@ -29,7 +29,7 @@ AWS = Path(__file__).parents[2] / "deploy" / "aws"
 GUIDE = AWS.with_name("AWS.md")
 NAMES = {name for field in TABLE for name in (field.name.upper(), *field.metadata["aliases"])}
 # Of everything written in capitals, these are AWS's own words.
-OTHERS = re.compile(r"AWS_\w+|MIN_\w+")
+OTHERS = re.compile(r"AWS_\w+|LLM_PROXY_CONTEXT")
 SECRETS = {
     "MANAGEMENT_TOKEN": MANAGEMENT_TOKEN,
     "METRICS_TOKEN": "b1946ac92492d2347c6235b4d2611184",

@@ -23,10 +23,11 @@ class Pipeline(cdk.Stack):
 
     def __init__(self, scope: Construct, id: str, options: Options) -> None:
         super().__init__(scope, id, description="LLM Proxy: role of the GitHub workflow")
-        issuer = iam.OidcProviderNative(self, "GitHub", url=f"https://{ISSUER}", client_ids=["sts.amazonaws.com"])
         subject = f"repo:{options.github}:environment:{ENVIRONMENT}"
         claims = {f"{ISSUER}:aud": "sts.amazonaws.com", f"{ISSUER}:sub": subject}
-        lent_to = iam.WebIdentityPrincipal(issuer.oidc_provider_arn, {"StringEquals": claims})
+        # An account has one for all that GitHub deploys to it, so it is made by hand.
+        issuer = self._arn("iam", f"oidc-provider/{ISSUER}", region="")
+        lent_to = iam.WebIdentityPrincipal(issuer, {"StringEquals": claims})
         self.role = iam.Role(self, "Role", assumed_by=lent_to, max_session_duration=cdk.Duration.hours(2))
         ecr.Repository.from_repository_name(self, "Images", options.name).grant_pull_push(self.role)
         self._allow(options)

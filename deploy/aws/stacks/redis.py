@@ -35,13 +35,7 @@ class Redis(cdk.Stack):
         self.nodes = [f"{self.group.ref}-{number:03}" for number in range(1, options.redis_nodes + 1)]
         host = self.group.attr_primary_end_point_address
         url = cdk.SecretValue.unsafe_plain_text(settings.redis_url(given, host, str(REDIS_PORT)))
-        self.url = secretsmanager.Secret(
-            self,
-            "Url",
-            secret_name=f"{options.name}/REDIS_URL",
-            description=f"REDIS_URL of {options.name}",
-            secret_string_value=url,
-        )
+        self.url = secretsmanager.Secret(self, "Url", description=f"REDIS_URL of {options.name}", secret_string_value=url)
 
     def _group(self, options: Options, network: Network, password: str) -> elasticache.CfnReplicationGroup:
         several = options.redis_nodes > 1

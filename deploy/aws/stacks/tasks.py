@@ -13,6 +13,8 @@ from stacks.options import LOG_DAYS, Options
 from stacks.settings import STOP_TIMEOUT
 
 DATA = "data"
+# The most that Fargate gives.
+OPEN_FILES = 65535
 
 
 def log_name(options: Options, name: str) -> str:
@@ -78,5 +80,7 @@ def run(
         ),
         **more,
     )
+    # The program takes as many connections as this lets it.
+    container.add_ulimits(ecs.Ulimit(name=ecs.UlimitName.NOFILE, soft_limit=OPEN_FILES, hard_limit=OPEN_FILES))
     container.add_mount_points(ecs.MountPoint(container_path="/data", source_volume=DATA, read_only=False))
     return container
