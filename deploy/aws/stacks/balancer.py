@@ -49,7 +49,6 @@ class Balancer(cdk.Stack):
             internet_facing=True,
             security_group=network.balancer,
             idle_timeout=cdk.Duration.seconds(IDLE_TIMEOUT),
-            drop_invalid_header_fields=True,
             deletion_protection=options.keep_data,
         )
         self.sites = {

@@ -71,7 +71,7 @@ class Monitoring(cdk.Stack):
             # By its name: an export could not go with the last sink while this stack still imports it.
             log_group = logs.LogGroup.from_log_group_name(self, "DispatcherLog", tasks.log_name(options, "dispatcher"))
             self.metrics["DispatcherErrors"] = self._filtered(Filter("DispatcherErrors", ERRORS), log_group)
-        self.add_dependency(service)
+        self.add_stack_dependency(service)
         self._topic = self._made_topic()
         self._watch_calls()
         self._watch_sites(balancer)

@@ -77,9 +77,7 @@ def option(parse: Callable[[str], Any], default: str, help: str) -> Any:
 class Options:
     """What an operator may choose."""
 
-    name: str = option(
-        str, "llm-proxy", "What the names of stacks, parameters and logs begin with; `deploy` takes it from `NAME`."
-    )
+    name: str = option(str, "llm-proxy", "What stacks, parameters and logs are called after; `deploy` takes it from `NAME`.")
     tag: str = option(str, "", "The image's tag in the repository. Always needed; `deploy` gives it.")
     domain: str = option(str, "", "The name that clients use, such as llm.example.com. Always needed.")
     zone_id: str = option(str, "", "The Route 53 zone of that name: the certificate and the record are made there.")
