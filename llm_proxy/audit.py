@@ -98,7 +98,7 @@ def shown(event: AuditEvent) -> dict[str, Any]:
 
 async def insert(connection: Connection, events: Sequence[AuditEvent]) -> None:
     """Write events to the table."""
-    rows = [{**asdict(event), "details": orjson.dumps(event.details).decode()} for event in events]
+    rows = [{**vars(event), "details": orjson.dumps(event.details).decode()} for event in events]
     columns = list(rows[0])
     names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
     await connection.executemany(f"INSERT INTO audit_events ({names}) VALUES ({values}) ON CONFLICT (id) DO NOTHING", rows)

@@ -52,7 +52,7 @@ def _checksum(text: str) -> str:
 def new_token() -> tuple[str, Secret]:
     """A fresh id with its token: the id in base62, more than 190 random bits, a checksum over both."""
     id = new_uuid()
-    body = PREFIX + _base62(id.int, ID_CHARS) + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARS))
+    body = PREFIX + _base62(id.int, ID_CHARS) + _base62(secrets.randbelow(62**RANDOM_CHARS), RANDOM_CHARS)
     return str(id), Secret(body + _checksum(body))
 
 

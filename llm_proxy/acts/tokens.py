@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_proxy import tokens
-from llm_proxy.acts import Act, acting
+from llm_proxy.acts import Act, act_among_others, acting
 from llm_proxy.acts.fields import LIMITS, Field, boolean, mapping, models, optional, read, read_changes, text, whole
 from llm_proxy.audit import Who
 from llm_proxy.clock import DAY_MS, MINUTE_MS, from_rfc3339, now_ms, to_rfc3339
@@ -93,7 +93,8 @@ def _withering(found: Token | None) -> Token:
 
 async def create(context: Context, who: Who, given: Mapping[str, object]) -> tuple[Token, Secret]:
     """Make a token; the secret is returned this one time, and kept by nobody."""
-    async with acting(context, who, "token.create") as act:
+
+    async def work(act: Act) -> tuple[Token, Secret]:
         columns = _columns(read(NEW, given, required=("project_id",)))
         project = await act.project(columns["project_id"])
         if not project.is_active:
@@ -101,7 +102,9 @@ async def create(context: Context, who: Who, given: Mapping[str, object]) -> tup
         act.token_id, secret = tokens.new_token()
         made = await tokens.insert(act.tx, context.vault, columns, act.token_id, secret)
         act.details["token"] = shown(context, made)
-    return made, secret
+        return made, secret
+
+    return await act_among_others(context, who, "token.create", work)
 
 
 def _columns(fields: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extras
 
-from llm_proxy.db import NO_PARAMS, Connection, Params, Row, pool
+from llm_proxy.db import NO_PARAMS, Connection, Params, Row, T, Work, pool
 from llm_proxy.db.pool import Cancellation, Pool, Watch
 from llm_proxy.errors import Conflict, DatabaseUnavailable, StartError
 
@@ -169,6 +169,10 @@ class PostgresDatabase:
                 with contextlib.suppress(Exception):
                     await connection.execute("ROLLBACK")
                 raise
+
+    async def transact(self, work: Work[T]) -> T:
+        async with self.transaction() as connection:
+            return await work(connection)
 
     async def hints(self) -> AsyncIterator[None]:
         while True:

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
 
 import aiosqlite
 
-from llm_proxy.db import NO_PARAMS, Connection, Params, Row
+from llm_proxy.db import NO_PARAMS, Connection, Params, Row, T, Work, group
 from llm_proxy.errors import Conflict, DatabaseUnavailable, StartError
 
 READERS = 2
@@ -29,21 +30,20 @@ def _translated() -> Iterator[None]:
         raise DatabaseUnavailable from error
 
 
-class SQLiteConnection:
-    """The verbs on one connection."""
+class Verbs:
+    """The verbs, as functions of a connection of the standard library."""
 
-    def __init__(self, raw: aiosqlite.Connection) -> None:
-        self._raw = raw
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of such a connection, and of these arguments, returns."""
+        raise NotImplementedError
 
     async def execute(self, sql: str, params: Params = NO_PARAMS) -> int:
         with _translated():
-            async with self._raw.execute(sql, params) as cursor:
-                return cursor.rowcount
+            return int(await self.call(_count, sql, params))
 
     async def executemany(self, sql: str, rows: Sequence[Params]) -> None:
         with _translated():
-            async with self._raw.executemany(sql, rows):
-                pass
+            await self.call(sqlite3.Connection.executemany, sql, rows)
 
     async def fetch_one(self, sql: str, params: Params = NO_PARAMS) -> Row | None:
         rows = await self.fetch_all(sql, params)
@@ -51,14 +51,49 @@ class SQLiteConnection:
 
     async def fetch_all(self, sql: str, params: Params = NO_PARAMS) -> list[Row]:
         with _translated():
-            return [dict(row) for row in await self._raw.execute_fetchall(sql, params)]
+            found: list[Row] = await self.call(_rows, sql, params)
+            return found
 
     async def notify(self) -> None:
         """Nothing to do: `PRAGMA data_version` tells the others."""
 
+
+def _count(raw: sqlite3.Connection, sql: str, params: Params) -> int:
+    return raw.execute(sql, params).rowcount
+
+
+def _rows(raw: sqlite3.Connection, sql: str, params: Params) -> list[Row]:
+    return [dict(row) for row in raw.execute(sql, params).fetchall()]
+
+
+class SQLiteConnection(Verbs):
+    """The verbs on one connection, in its thread."""
+
+    def __init__(self, raw: aiosqlite.Connection) -> None:
+        self._raw = raw
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        # What aiosqlite does for each of its own methods. These take the thread once for a statement and its rows; a change
+        # of thread costs more than most statements.
+        return await self._raw._execute(function, self._raw._conn, *args)  # type: ignore[no-untyped-call]
+
     async def interrupt(self) -> None:
         """Stop the statement that runs now, if any does."""
         await self._raw.interrupt()
+
+
+class AtOnce(Verbs):
+    """The verbs in the thread of the connection itself: they never wait."""
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self._raw = raw
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        return function(self._raw, *args)
+
+
+def _run(raw: sqlite3.Connection, members: Sequence[group.Member]) -> None:
+    group.run(AtOnce(raw), members)
 
 
 class SQLiteDatabase:
@@ -69,6 +104,7 @@ class SQLiteDatabase:
     ) -> None:
         self._writer = SQLiteConnection(writer)
         self._writing = asyncio.Lock()
+        self._waiting: list[group.Member] = []
         self._idle: asyncio.LifoQueue[SQLiteConnection] = asyncio.LifoQueue()
         for reader in readers:
             self._idle.put_nowait(SQLiteConnection(reader))
@@ -122,6 +158,32 @@ class SQLiteDatabase:
                 with contextlib.suppress(sqlite3.Error, DatabaseUnavailable):
                     await self._writer.execute("ROLLBACK")
                 raise
+
+    async def transact(self, work: Work[T]) -> T:
+        member = group.Member(work)
+        self._waiting.append(member)
+        try:
+            async with self._writing:
+                # One who came before may have taken this member along.
+                if member in self._waiting:
+                    await self._writer.call(_run, self._take())
+            result, error = await member.outcome
+        finally:
+            # Who is cancelled before the group begins has no part in it.
+            member.outcome.cancel()
+            del member
+        if error is None:
+            return result  # type: ignore[no-any-return]
+        try:
+            raise error
+        finally:
+            # Its traceback holds this frame, which therefore must not hold it.
+            del error
+
+    def _take(self) -> list[group.Member]:
+        """The next group: whoever has the turn waited longest, and is in it."""
+        taken, self._waiting = self._waiting[: group.MOST], self._waiting[group.MOST :]
+        return [member for member in taken if not member.outcome.done()]
 
     async def hints(self) -> AsyncIterator[None]:
         seen: object = None

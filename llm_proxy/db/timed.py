@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
-from llm_proxy.db import NO_PARAMS, Connection, Database, Params, Row
+from llm_proxy.db import NO_PARAMS, Connection, Database, Params, Row, T, Work
 
 # Told how long each statement took, in seconds.
 Observe = Callable[[float], None]
@@ -56,6 +56,9 @@ class TimedDatabase(TimedConnection):
     async def transaction(self) -> AsyncIterator[Connection]:
         async with self._database.transaction() as tx:
             yield TimedConnection(tx, self._observe)
+
+    async def transact(self, work: Work[T]) -> T:
+        return await self._database.transact(lambda tx: work(TimedConnection(tx, self._observe)))
 
     def hints(self) -> AsyncIterator[None]:
         return self._database.hints()
