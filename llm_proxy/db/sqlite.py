@@ -216,6 +216,8 @@ async def connect(path: str) -> AsyncIterator[SQLiteDatabase]:
                 f"The SQLite file {path} cannot be used: {error}. The file and its folder must be writable."
             ) from error
         writer, watcher, *readers = opened
+        # What a member of a group has to undo is some hundred KiB, for which SQLite would take a file on the disk.
+        await writer.execute("PRAGMA temp_store=MEMORY")
         yield SQLiteDatabase(writer, readers, watcher)
 
 
