@@ -55,7 +55,8 @@ NEW: dict[str, Field] = {
 
 def shown(context: Context, token: Token) -> dict[str, Any]:
     """A token as the API shows it; what this process holds of its count without having used it is left out."""
-    token = replace(token, request_count=max(0, token.request_count - context.quota.unused(token.id)))
+    if unused := context.quota.unused(token.id):
+        token = replace(token, request_count=max(0, token.request_count - unused))
     return {
         "object": "token",
         "id": token.id,
