@@ -200,8 +200,7 @@ async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], id: s
         "created_at": now,
         "updated_at": now,
     }
-    names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
-    await tx.execute(f"INSERT INTO tokens ({names}) VALUES ({places})", values)
+    await tx.execute(f"INSERT INTO tokens ({', '.join(values)}) VALUES (:{', :'.join(values)})", values)
     made = await get(tx, id)
     assert made is not None
     return made

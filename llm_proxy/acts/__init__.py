@@ -62,7 +62,6 @@ class Act:
         self.details.setdefault("before", {}).update({name: before.get(name) for name in different})
         self.details.setdefault("after", {}).update({name: after[name] for name in different})
 
-
     async def record(self, context: Context) -> None:
         """Write its audit event and its changes, where its own writes are."""
         if context.audit.enabled:
@@ -70,6 +69,11 @@ class Act:
             await audit.insert(self.tx, [self.event])
         for change in self.changes:
             await changes.record(self.tx, change)
+
+    def copy(self, context: Context) -> None:
+        """Hand its audit event, which is committed, to the file of the audit log."""
+        if context.audit.enabled:
+            context.audit.copy(self.event)
 
     def as_event(self, **facts: Any) -> AuditEvent:
         """The audit event of it."""
@@ -82,10 +86,11 @@ async def acting(context: Context, who: Who, action: str) -> AsyncIterator[Act]:
 
     An act that fails leaves an audit event that says so.
     """
-    with _audited(context, Act(who, action)) as act:
+    with _failure_audited(context, Act(who, action)) as act:
         async with context.changes.changing() as act.tx:
             yield act
             await act.record(context)
+    act.copy(context)
 
 
 async def act_among_others(context: Context, who: Who, action: str, work: Callable[[Act], Coroutine[Any, Any, T]]) -> T:
@@ -97,20 +102,18 @@ async def act_among_others(context: Context, who: Who, action: str, work: Callab
         await act.record(context)
         return result
 
-    with _audited(context, Act(who, action)) as act:
-        result = await context.database.transact(transact)
+    with _failure_audited(context, Act(who, action)) as act:
+        result = await context.database.transact(transact, lambda: act.copy(context))
         if act.changes:
             await context.changes.committed()
     return result
 
 
 @contextmanager
-def _audited(context: Context, act: Act) -> Iterator[Act]:
+def _failure_audited(context: Context, act: Act) -> Iterator[Act]:
     try:
         yield act
     except Exception as error:
         outcome, reason = ("failure", error.code) if isinstance(error, ApiError) else ("error", type(error).__name__)
         context.audit.append(act.as_event(outcome=outcome, reason=reason))
         raise
-    if context.audit.enabled:
-        context.audit.copy(act.event)

@@ -94,14 +94,16 @@ def _withering(found: Token | None) -> Token:
 
 async def create(context: Context, who: Who, given: Mapping[str, object]) -> tuple[Token, Secret]:
     """Make a token; the secret is returned this one time, and kept by nobody."""
+    # Here, as secrets are made in the thread of the loop only.
+    id, secret = tokens.new_token()
 
     async def work(act: Act) -> tuple[Token, Secret]:
         columns = _columns(read(NEW, given, required=("project_id",)))
         project = await act.project(columns["project_id"])
         if not project.is_active:
             raise InvalidField("project_id", "this project is not active; activate it first.")
-        act.token_id, secret = tokens.new_token()
-        made = await tokens.insert(act.tx, context.vault, columns, act.token_id, secret)
+        act.token_id = id
+        made = await tokens.insert(act.tx, context.vault, columns, id, secret)
         act.details["token"] = shown(context, made)
         return made, secret
 

@@ -43,11 +43,14 @@ class Database(Connection, Protocol):
     def transaction(self) -> AbstractAsyncContextManager[Connection]:
         """Statements that happen together: committed at the end, rolled back when left by an exception."""
 
-    async def transact(self, work: Work[T]) -> T:
+    async def transact(self, work: Work[T], committed: Callable[[], None]) -> T:
         """Do some work in a transaction: committed when this returns, rolled back when the work raises.
 
         It may share its commit with other work of the same moment, and run in a thread: it is to be short, and to wait for
-        nothing but the verbs of its connection.
+        nothing but the verbs of its connection. A caller who is cancelled may leave it to be done all the same.
+
+        Args:
+            committed: called in the thread of the loop when the work was committed, whether or not the caller is still there.
         """
 
     def hints(self) -> AsyncIterator[None]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from llm_proxy.db import Connection, Work
@@ -23,8 +23,8 @@ class Outcome(NamedTuple):
 class Member:
     """One piece of work, with the future in which its caller waits for the outcome."""
 
-    def __init__(self, work: Work[Any]) -> None:
-        self.work = work
+    def __init__(self, work: Work[Any], committed: Callable[[], None]) -> None:
+        self.work, self.committed = work, committed
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
 
@@ -40,6 +40,8 @@ def run(connection: Connection, members: Sequence[Member]) -> None:
 
 def _tell(members: Sequence[Member], outcomes: Sequence[Outcome]) -> None:
     for member, outcome in zip(members, outcomes, strict=True):
+        if outcome.error is None:
+            member.committed()
         if not member.outcome.done():
             member.outcome.set_result(outcome)
 

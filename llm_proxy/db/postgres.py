@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
@@ -170,9 +170,11 @@ class PostgresDatabase:
                     await connection.execute("ROLLBACK")
                 raise
 
-    async def transact(self, work: Work[T]) -> T:
+    async def transact(self, work: Work[T], committed: Callable[[], None]) -> T:
         async with self.transaction() as connection:
-            return await work(connection)
+            result = await work(connection)
+        committed()
+        return result
 
     async def hints(self) -> AsyncIterator[None]:
         while True:

@@ -62,8 +62,8 @@ class TimedDatabase(TimedConnection):
         async with self._database.transaction() as tx:
             yield TimedConnection(tx, self._observe)
 
-    async def transact(self, work: Work[T]) -> T:
-        return await self._database.transact(lambda tx: work(TimedConnection(tx, self._observe)))
+    async def transact(self, work: Work[T], committed: Callable[[], None]) -> T:
+        return await self._database.transact(lambda tx: work(TimedConnection(tx, self._observe)), committed)
 
     def hints(self) -> AsyncIterator[None]:
         return self._database.hints()
