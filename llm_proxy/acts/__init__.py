@@ -62,6 +62,12 @@ class Act:
         self.details.setdefault("before", {}).update({name: before.get(name) for name in different})
         self.details.setdefault("after", {}).update({name: after[name] for name in different})
 
+    def begin(self, tx: Connection) -> None:
+        """Begin in a transaction, perhaps once more after all was undone that it did in another."""
+        self.tx, self.project_id, self.token_id = tx, None, None
+        self.details.clear()
+        self.changes.clear()
+
     async def record(self, context: Context) -> None:
         """Write its audit event and its changes, where its own writes are."""
         if context.audit.enabled:
@@ -97,7 +103,7 @@ async def act_among_others(context: Context, who: Who, action: str, work: Callab
     """Do an act as `acting` does, where many may be done at once: they share their commits (`Database.transact`)."""
 
     async def transact(tx: Connection) -> T:
-        act.tx = tx
+        act.begin(tx)
         result = await work(act)
         await act.record(context)
         return result

@@ -47,7 +47,8 @@ class Database(Connection, Protocol):
         """Do some work in a transaction: committed when this returns, rolled back when the work raises.
 
         It may share its commit with other work of the same moment, and run in a thread: it is to be short, and to wait for
-        nothing but the verbs of its connection. A caller who is cancelled may leave it to be done all the same.
+        nothing but the verbs of its connection. It may be done twice, with nothing left in the database of the first time. A
+        caller who is cancelled may leave it to be done all the same.
 
         Args:
             committed: called in the thread of the loop when the work was committed, whether or not the caller is still there.

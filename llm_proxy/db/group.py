@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from llm_proxy.db import Connection, Work
@@ -61,16 +61,34 @@ def _outcomes(connection: Connection, works: Sequence[Work[Any]]) -> list[Outcom
 
 
 async def _together(connection: Connection, works: Sequence[Work[Any]]) -> list[Outcome]:
+    """Do the work of all; where one fails, all of it once more, each with a savepoint, which costs a fifth of the work."""
+    try:
+        return await _commit(connection, works, _plainly)
+    except DatabaseUnavailable:
+        raise
+    except Exception:
+        # Whose error it is will be told by the second time, without the first as its context.
+        pass
+    return await _commit(connection, works, _apart)
+
+
+async def _commit(
+    connection: Connection, works: Sequence[Work[Any]], way: Callable[[Connection, Work[Any]], Awaitable[Outcome]]
+) -> list[Outcome]:
     # IMMEDIATE takes the write lock at once: a read that turns into a write could not wait for it.
     await connection.execute("BEGIN IMMEDIATE")
     try:
-        outcomes = [await _apart(connection, work) for work in works]
+        outcomes = [await way(connection, work) for work in works]
         await connection.execute("COMMIT")
     except BaseException:
         with contextlib.suppress(sqlite3.Error, DatabaseUnavailable):
             await connection.execute("ROLLBACK")
         raise
     return outcomes
+
+
+async def _plainly(connection: Connection, work: Work[Any]) -> Outcome:
+    return Outcome(await work(connection))
 
 
 async def _apart(connection: Connection, work: Work[Any]) -> Outcome:

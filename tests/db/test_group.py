@@ -79,6 +79,12 @@ async def test_all_that_wait_at_one_time_share_commits_and_each_gets_its_own_res
     assert committed == await done(database) == list(range(number))
 
 
+async def test_an_error_has_no_other_as_its_context(database: SQLiteDatabase) -> None:
+    first, second = await asyncio.gather(fail(database, 1), fail(database, 2), return_exceptions=True)
+    assert isinstance(first, Mistake) and isinstance(second, Mistake)
+    assert first.__context__ is second.__context__ is None
+
+
 async def test_what_fails_is_undone_for_itself(database: SQLiteDatabase) -> None:
     outcomes = await asyncio.gather(
         transact(database, 0),
@@ -145,16 +151,16 @@ async def test_an_outage_is_told_to_all_and_ends(database: SQLiteDatabase, path:
     assert await done(database) == [4, 5, 6, 7]
 
 
-async def test_nobody_is_told_of_success_where_a_full_disk_undid_everything(database: SQLiteDatabase) -> None:
+@pytest.mark.parametrize("mistakes", [0, 1], ids=["at the first attempt", "at the second"])
+async def test_nobody_is_told_of_success_where_a_full_disk_undid_everything(database: SQLiteDatabase, mistakes: int) -> None:
     await database.fetch_all("PRAGMA max_page_count = 10")
     async with database.transaction():
         full = fail(database, 2, "INSERT INTO things (name) VALUES (hex(zeroblob(100000)))")
-        attempts = [
-            asyncio.ensure_future(one) for one in (transact(database, 0), transact(database, 1), full, transact(database, 3))
-        ]
+        others = [transact(database, 0), *(fail(database, 1) for _ in range(mistakes)), full, transact(database, 3)]
+        attempts = [asyncio.ensure_future(one) for one in others]
         await asyncio.sleep(0)
     outcomes = await asyncio.gather(*attempts, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 4
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * len(others)
     assert await done(database) == []
     assert await transact(database, 4) == 4
     assert await done(database) == [4]
