@@ -78,7 +78,9 @@ class AuditEvent:
 
 
 # By name, so that a column which a newer instance adds does not trouble an older one.
-_COLUMNS = ", ".join(column.name for column in fields(AuditEvent))
+_NAMES = [column.name for column in fields(AuditEvent)]
+_COLUMNS = ", ".join(_NAMES)
+_INSERT = f"INSERT INTO audit_events ({_COLUMNS}) VALUES (:{', :'.join(_NAMES)}) ON CONFLICT (id) DO NOTHING"
 
 
 def event_of(who: Who, action: str, **facts: Any) -> AuditEvent:
@@ -98,10 +100,8 @@ def shown(event: AuditEvent) -> dict[str, Any]:
 
 async def insert(connection: Connection, events: Sequence[AuditEvent]) -> None:
     """Write events to the table."""
-    rows = [{**asdict(event), "details": orjson.dumps(event.details).decode()} for event in events]
-    columns = list(rows[0])
-    names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
-    await connection.executemany(f"INSERT INTO audit_events ({names}) VALUES ({values}) ON CONFLICT (id) DO NOTHING", rows)
+    rows = [{**vars(event), "details": orjson.dumps(event.details).decode()} for event in events]
+    await connection.executemany(_INSERT, rows)
 
 
 def _from_row(row: Row) -> AuditEvent:

@@ -141,6 +141,10 @@ class ChangeFeed:
         """A transaction whose recorded changes are in force in this process when the block has ended."""
         async with self._database.transaction() as tx:
             yield tx
+        await self.committed()
+
+    async def committed(self) -> None:
+        """Tell of changes that were just committed; when this returns, they are in force in this process."""
         for teller in self._tellers:
             teller()
         # The change is made; that this process cannot look at it now must not make it seem to have failed.

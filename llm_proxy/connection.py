@@ -13,6 +13,7 @@ from llm_proxy.grammar import MAX_HEAD_BYTES
 from llm_proxy.guard import Guard, peer_address
 from llm_proxy.heads import Head
 from llm_proxy.inbound import WholeBody
+from llm_proxy.peers import within
 from llm_proxy.serving import Calls, Serving
 
 HEAD_SECONDS = 10.0
@@ -21,6 +22,9 @@ BODY_GRACE_SECONDS = 30.0
 BODY_BYTES_PER_SECOND = 1024
 WRITE_STALL_SECONDS = 60.0
 WATCH_SECONDS = 1.0
+# A gateway must be the one that closes an idle connection, or it may send a call into one that closes in that moment. AWS's
+# balancer keeps its own for an hour at most, Caddy for two minutes.
+GATEWAY_KEEPALIVE_SECONDS = 3660.0
 # llhttp does not know these two; to a client they are methods like TRACE.
 _FOREIGN_METHODS = (b"TRACK ", b"DEBUG ")
 
@@ -72,6 +76,8 @@ class Connection(Serving):
         if self._guard.admits(wire):
             self._wire = wire
             self.remote = peer_address(wire)
+            if within(self.remote, self._guard.gateways):
+                self._keepalive_timeout = GATEWAY_KEEPALIVE_SECONDS
             super().connection_made(wire)
         else:
             wire.abort()

@@ -12,7 +12,7 @@ from aiohttp import http_exceptions, web
 from llm_proxy import dialects, ids
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import MAX_HEADERS, MAX_TARGET_BYTES
-from llm_proxy.peers import is_loopback
+from llm_proxy.peers import Network, is_loopback
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,12 @@ class Guard:
     Attributes:
         limits: what the site takes.
         count: told of every refusal.
+        gateways: the networks of the operator's own proxies.
     """
 
-    def __init__(self, limits: Limits, count: Callable[[ApiError], None]) -> None:
+    def __init__(self, limits: Limits, count: Callable[[ApiError], None], gateways: tuple[Network, ...] = ()) -> None:
         self.limits = limits
+        self.gateways = gateways
         self.count = count
         self._logged: dict[str, float] = {}
         self._open = 0

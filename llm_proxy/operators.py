@@ -21,7 +21,7 @@ class Operators:
     """
 
     def __init__(self, tokens: Sequence[Secret], clock: Callable[[], float] = time.monotonic) -> None:
-        self._tokens = tokens
+        self._tokens = [(token, _fingerprint(token.reveal().encode())) for token in tokens]
         self._failures = Failures(FAILURES, clock)
 
     def recognise(self, authorization: str, address: str) -> str:
@@ -56,16 +56,16 @@ class Operators:
     @property
     def fingerprints(self) -> frozenset[str]:
         """Those of all tokens that are good."""
-        return frozenset(_fingerprint(token.reveal().encode()) for token in self._tokens)
+        return frozenset(fingerprint for _, fingerprint in self._tokens)
 
     def _known(self, presented: str) -> str | None:
         found = None
         # Bytes beyond ASCII, which a header may hold, come from the parser as halves of surrogate pairs.
         raw = presented.encode(errors="surrogateescape")
-        for token in self._tokens:
+        for token, fingerprint in self._tokens:
             # Every token is compared, so that the time tells nothing of which one was close.
             if hmac.compare_digest(token.reveal().encode(), raw):
-                found = _fingerprint(raw)
+                found = fingerprint
         return found
 
 

@@ -34,7 +34,8 @@ def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _within(text: str, networks: tuple[Network, ...]) -> bool:
+def within(text: str, networks: tuple[Network, ...]) -> bool:
+    """Whether a text is an address in one of the networks."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -52,7 +53,7 @@ def _without_port(hop: str) -> str:
 
 def is_loopback(address: str) -> bool:
     """Whether an address is this machine's own."""
-    return _within(address, LOOPBACK)
+    return within(address, LOOPBACK)
 
 
 def peer_of(socket_address: str, scheme: str, forwarded_for: str, forwarded_proto: str, trusted: tuple[Network, ...]) -> Peer:
@@ -67,7 +68,7 @@ def peer_of(socket_address: str, scheme: str, forwarded_for: str, forwarded_prot
     if socket_address.startswith("::ffff:") and "." in socket_address:
         # A socket that systemd passes takes IPv4 as IPv6.
         socket_address = socket_address[len("::ffff:") :]
-    if not trusted or not _within(socket_address, trusted):
+    if not trusted or not within(socket_address, trusted):
         return Peer(socket_address, scheme)
     proto = forwarded_proto.rpartition(",")[2].strip().lower()
     scheme = proto if proto in ("http", "https") else scheme
@@ -78,6 +79,6 @@ def peer_of(socket_address: str, scheme: str, forwarded_for: str, forwarded_prot
             # Whoever wrote this was not one of ours; the last address that can be believed is the best one.
             break
         socket_address = hop
-        if not _within(hop, trusted):
+        if not within(hop, trusted):
             break
     return Peer(socket_address, scheme)

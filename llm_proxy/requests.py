@@ -61,8 +61,9 @@ def read_object(raw: bytes) -> dict[str, object]:
     try:
         text = raw.decode().strip(" \t\r\n")
         value, end = _DECODER.raw_decode(text or "{}")
-        # Half of a surrogate pair passes the decoder, and neither answer nor database could hold it.
-        json.dumps(value, ensure_ascii=False).encode()
+        if "\\u" in text:
+            # Half of a surrogate pair passes the decoder, and neither answer nor database could hold it.
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise ApiError("invalid_json", "The body is not a JSON object in UTF-8.", param="body") from None
     if end < len(text):

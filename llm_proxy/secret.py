@@ -14,6 +14,8 @@ _MOST_CLEAN = 2000
 _LONGEST_CLEAN = 200
 
 _MASK = "****"
+# What neither JSON nor Python escapes.
+_PLAIN = re.compile(r"[!#-&(-\[\]-~]+")
 # What introduces the text that must go, each with a constant beginning, which a search finds ten times as fast. Before `sk-`
 # stands no letter, unless it belongs to an escape of JSON. The schemes are looked for in lower case, and what follows is only
 # looked at, since it may be a scheme again.
@@ -94,10 +96,16 @@ def _windows(data: bytes) -> list[int]:
 
 def _note(by_window: dict[int, list[str]], value: str) -> None:
     """Make a secret known by the windows of its end, as it is, and as JSON or Python would escape it."""
-    for form in {value, json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}:
+    for form in _forms(value):
         end = form.encode("utf-8", "surrogatepass")[-_SHORTEST_LIVE:]
         for start in range(_WINDOW):
             by_window.setdefault(_windows(end[start : start + _WINDOW])[0], []).append(form)
+
+
+def _forms(value: str) -> set[str]:
+    if _PLAIN.fullmatch(value):
+        return {value}
+    return {value, json.dumps(value, ensure_ascii=False)[1:-1], repr(value)[1:-1]}
 
 
 _live = _Live()

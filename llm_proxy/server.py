@@ -82,7 +82,7 @@ async def open_sites(context: Context, hurry: asyncio.Event | None = None) -> As
     settings, passed = context.settings, systemd.passed_sockets()
     for_proxy, for_admin = _by_purpose(passed)
     async with AsyncExitStack() as stack:
-        guard = Guard(_limits(context), lambda error: context.metrics.refusals.labels(error.code).inc())
+        guard = Guard(_limits(context), lambda error: context.metrics.refusals.labels(error.code).inc(), context.trusted_proxies)
         runner = GuardedRunner(create_proxy_app(context), lambda ours: _checked(context, ours, guard), guard, _calls(context))
         runners = [runner]
         proxy, admin_site = await _open(stack, runner, "LISTEN_ADDR", settings.listen_addr, settings, for_proxy), None
@@ -113,7 +113,9 @@ async def open_admin_site(context: Context, hurry: asyncio.Event) -> AsyncIterat
 
 
 def _admin_runner(context: Context, proxy: str, count: Callable[[ApiError], None]) -> GuardedRunner:
-    guard = Guard(Limits(context.settings.max_request_bytes, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS), count)
+    guard = Guard(
+        Limits(context.settings.max_request_bytes, ADMIN_CONNECTIONS, ADMIN_CONNECTIONS), count, context.trusted_proxies
+    )
     app = admin.create_app(context, ProxySite(proxy, _on_every_address(context.settings.listen_addr)))
     return GuardedRunner(app, lambda ours: _checked(context, ours, guard), guard)
 

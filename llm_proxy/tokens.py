@@ -52,7 +52,7 @@ def _checksum(text: str) -> str:
 def new_token() -> tuple[str, Secret]:
     """A fresh id with its token: the id in base62, more than 190 random bits, a checksum over both."""
     id = new_uuid()
-    body = PREFIX + _base62(id.int, ID_CHARS) + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_CHARS))
+    body = PREFIX + _base62(id.int, ID_CHARS) + _base62(secrets.randbelow(62**RANDOM_CHARS), RANDOM_CHARS)
     return str(id), Secret(body + _checksum(body))
 
 
@@ -200,8 +200,7 @@ async def insert(tx: Connection, vault: Vault, columns: Mapping[str, Any], id: s
         "created_at": now,
         "updated_at": now,
     }
-    names, places = ", ".join(values), ", ".join(f":{name}" for name in values)
-    await tx.execute(f"INSERT INTO tokens ({names}) VALUES ({places})", values)
+    await tx.execute(f"INSERT INTO tokens ({', '.join(values)}) VALUES (:{', :'.join(values)})", values)
     made = await get(tx, id)
     assert made is not None
     return made

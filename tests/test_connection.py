@@ -24,6 +24,7 @@ from stage.site import ROOMY, Site, echo, open_site, serving_tasks
 from llm_proxy import connection, serving, wire
 from llm_proxy.errors import ApiError
 from llm_proxy.logs import request_ids
+from llm_proxy.peers import LOOPBACK
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 HEAD_SECONDS = 0.25
@@ -462,6 +463,15 @@ class TestTheEnd:
                 assert await client.answer()
             assert not await client.is_closed(0.15)
             assert await client.is_closed(2)
+
+    async def test_an_idle_connection_of_a_gateway_is_left_for_it_to_close(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(wire, "KEEPALIVE_SECONDS", 0.1)
+        async with open_site(gateways=LOOPBACK) as site, visiting(site) as client:
+            await client.send(GET)
+            assert await client.answer()
+            assert not await client.is_closed(0.4)
+            await client.send(GET)
+            assert await client.answer()
 
     async def test_many_slow_peers_hurt_no_other(self, site: Site) -> None:
         async with asyncio.timeout(20):

@@ -1,18 +1,20 @@
 """Killed without warning under load, the server has every event of an answer that a client received whole."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import random
 import secrets
 import signal
+import sqlite3
 from collections import Counter
 
 import aiohttp
 from stage.asking import until
-from stage.house import PROVIDER_KEY
+from stage.house import MANAGEMENT_TOKEN, PROVIDER_KEY
 from stage.logs import lines_of, logged
-from stage.processes import server
+from stage.processes import Server, server
 
 KILLS = int(os.environ.get("KILLS", "4"))
 CLIENTS = 8
@@ -67,3 +69,27 @@ async def test_what_a_killed_server_had_not_delivered_another_delivers(tmp_path:
         assert await site.stopped() == 0
     delivered = [event["request_id"] for event in lines_of(tmp_path / "events.jsonl")]
     assert set(delivered) >= set(whole) and len(delivered) == len(set(delivered))
+
+
+async def create_tokens(client: aiohttp.ClientSession, site: Server, project: str, acknowledged: list[str]) -> None:
+    """Makes tokens one after the other, until the server is gone; notes the ids of those that it answered for."""
+    headers = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
+    with contextlib.suppress(aiohttp.ClientError):
+        while True:
+            async with client.post(f"{site.url}/manage/tokens", json={"project_id": project}, headers=headers) as reply:
+                assert reply.status == 201
+                acknowledged.append((await reply.json())["id"])
+
+
+async def test_every_token_that_was_answered_for_is_there_after_kill_9_with_its_audit_event(tmp_path: pathlib.Path) -> None:
+    acknowledged: list[str] = []
+    async with server(tmp_path) as site, aiohttp.ClientSession() as client:
+        project = (await site.manage("POST", "/manage/projects", {"name": "demo"}))["id"]
+        clients = [asyncio.ensure_future(create_tokens(client, site, project, acknowledged)) for _ in range(CLIENTS)]
+        await until(lambda: len(acknowledged) > 4 * CLIENTS)
+        site.send(signal.SIGKILL)
+        await asyncio.gather(*clients)
+    with contextlib.closing(sqlite3.connect(tmp_path / "house.db")) as found:
+        kept = {id for (id,) in found.execute("SELECT id FROM tokens")}
+        audited = {id for (id,) in found.execute("SELECT token_id FROM audit_events WHERE action = 'token.create'")}
+    assert set(acknowledged) <= kept == audited

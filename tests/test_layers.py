@@ -48,6 +48,7 @@ LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 # Only their own package knows of these; everybody else goes through its interface.
 IMPLEMENTATIONS = {
     "llm_proxy.db.sqlite",
+    "llm_proxy.db.group",
     "llm_proxy.db.postgres",
     "llm_proxy.db.pool",
     "llm_proxy.upstream.pool",

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_proxy import tokens
-from llm_proxy.acts import Act, acting
+from llm_proxy.acts import Act, act_among_others, acting
 from llm_proxy.acts.fields import LIMITS, Field, boolean, mapping, models, optional, read, read_changes, text, whole
 from llm_proxy.audit import Who
 from llm_proxy.clock import DAY_MS, MINUTE_MS, from_rfc3339, now_ms, to_rfc3339
@@ -55,7 +55,8 @@ NEW: dict[str, Field] = {
 
 def shown(context: Context, token: Token) -> dict[str, Any]:
     """A token as the API shows it; what this process holds of its count without having used it is left out."""
-    token = replace(token, request_count=max(0, token.request_count - context.quota.unused(token.id)))
+    if unused := context.quota.unused(token.id):
+        token = replace(token, request_count=max(0, token.request_count - unused))
     return {
         "object": "token",
         "id": token.id,
@@ -93,15 +94,20 @@ def _withering(found: Token | None) -> Token:
 
 async def create(context: Context, who: Who, given: Mapping[str, object]) -> tuple[Token, Secret]:
     """Make a token; the secret is returned this one time, and kept by nobody."""
-    async with acting(context, who, "token.create") as act:
+    # Here, as secrets are made in the thread of the loop only.
+    id, secret = tokens.new_token()
+
+    async def work(act: Act) -> tuple[Token, Secret]:
         columns = _columns(read(NEW, given, required=("project_id",)))
         project = await act.project(columns["project_id"])
         if not project.is_active:
             raise InvalidField("project_id", "this project is not active; activate it first.")
-        act.token_id, secret = tokens.new_token()
-        made = await tokens.insert(act.tx, context.vault, columns, act.token_id, secret)
+        act.token_id = id
+        made = await tokens.insert(act.tx, context.vault, columns, id, secret)
         act.details["token"] = shown(context, made)
-    return made, secret
+        return made, secret
+
+    return await act_among_others(context, who, "token.create", work)
 
 
 def _columns(fields: dict[str, Any]) -> dict[str, Any]:

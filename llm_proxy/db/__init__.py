@@ -1,8 +1,8 @@
 """Five verbs over two databases."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from llm_proxy.settings import Settings
 
@@ -30,6 +30,10 @@ class Connection(Protocol):
         """Inside a transaction: tell other processes, when it commits, that there is something to look at."""
 
 
+T = TypeVar("T")
+Work = Callable[[Connection], Coroutine[Any, Any, T]]
+
+
 class Database(Connection, Protocol):
     """A database; SQL is written once, with `:name` parameters.
 
@@ -38,6 +42,17 @@ class Database(Connection, Protocol):
 
     def transaction(self) -> AbstractAsyncContextManager[Connection]:
         """Statements that happen together: committed at the end, rolled back when left by an exception."""
+
+    async def transact(self, work: Work[T], committed: Callable[[], None]) -> T:
+        """Do some work in a transaction: committed when this returns, rolled back when the work raises.
+
+        It may share its commit with other work of the same moment, and run in a thread: it is to be short, and to wait for
+        nothing but the verbs of its connection. It may be done twice, with nothing left in the database of the first time. A
+        caller who is cancelled may leave it to be done all the same.
+
+        Args:
+            committed: called in the thread of the loop when the work was committed, whether or not the caller is still there.
+        """
 
     def hints(self) -> AsyncIterator[None]:
         """Yields at once, then whenever another process, or this one, may have changed the database."""

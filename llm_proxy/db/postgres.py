@@ -4,14 +4,14 @@ import asyncio
 import contextlib
 import functools
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg2
 import psycopg2.extras
 
-from llm_proxy.db import NO_PARAMS, Connection, Params, Row, pool
+from llm_proxy.db import NO_PARAMS, Connection, Params, Row, T, Work, pool
 from llm_proxy.db.pool import Cancellation, Pool, Watch
 from llm_proxy.errors import Conflict, DatabaseUnavailable, StartError
 
@@ -169,6 +169,12 @@ class PostgresDatabase:
                 with contextlib.suppress(Exception):
                     await connection.execute("ROLLBACK")
                 raise
+
+    async def transact(self, work: Work[T], committed: Callable[[], None]) -> T:
+        async with self.transaction() as connection:
+            result = await work(connection)
+        committed()
+        return result
 
     async def hints(self) -> AsyncIterator[None]:
         while True:

@@ -176,8 +176,8 @@ class Quota:
 
     def unused(self, id: str) -> int:
         """What this process holds of a token's count without having used it, less what it has not yet written."""
-        lease = self._leases.get(id, Lease())
-        return lease.left + lease.stale - self._counts.get(id, 0)
+        lease = self._leases.get(id)
+        return (lease.left + lease.stale if lease else 0) - self._counts.get(id, 0)
 
     def on_change(self, change: Change) -> None:
         """What was leased under another quota is spent no more, and goes back before the next is leased."""

@@ -55,7 +55,7 @@ class Settings:
         "How long /ready says 503 at a stop while calls are still accepted; 5s behind a load balancer.",
     )
     trusted_proxies: tuple[str, ...] = setting(
-        "sites", parse_list, "", "Networks (CIDR) whose X-Forwarded-For and X-Forwarded-Proto count."
+        "sites", parse_list, "", "Networks (CIDR) of your own proxies: their X-Forwarded-For and X-Forwarded-Proto count."
     )
     allowed_hosts: tuple[str, ...] = setting("sites", parse_list, "", "Host names that are answered; empty for any.")
     sse_keepalive: float = setting(

@@ -8,7 +8,7 @@ import pytest
 from stage.house import TESTER, House, open_house, settings_for
 
 from llm_proxy import audit
-from llm_proxy.acts import acting, projects, tokens
+from llm_proxy.acts import Act, act_among_others, acting, projects, tokens
 from llm_proxy.db.sql import Page
 from llm_proxy.errors import AlreadyExists, Conflict, NotFound
 from llm_proxy.projects import find, insert
@@ -133,17 +133,45 @@ async def test_one_name_asked_for_by_many_at_once_is_given_once(each_house: Hous
     assert sum(isinstance(outcome, AlreadyExists) for outcome in outcomes) == 7
 
 
+async def test_acts_among_others_are_audited_each_for_itself_and_their_changes_are_in_force(each_house: House) -> None:
+    context, told = each_house.context, list[str]()
+    context.changes.listen(lambda change: told.append(change.ref))
+
+    async def act_on(name: str) -> str:
+        async def work(act: Act) -> str:
+            await insert(act.tx, name, name, {})
+            await act.project("p0" if name == "p2" else name)
+            act.changed("project", name)
+            return name
+
+        return await act_among_others(context, TESTER, "test.act", work)
+
+    outcomes = await asyncio.gather(*(act_on(f"p{n}") for n in range(1, 5)), return_exceptions=True)
+    assert [str(one) if isinstance(one, str) else type(one) for one in outcomes] == ["p1", NotFound, "p3", "p4"]
+    assert sorted(told) == ["p1", "p3", "p4"] == sorted(project.id for project in await find(context.database, Page()))
+    assert {event.project_id for event in await events_of(each_house, outcome="success")} == {"p1", "p3", "p4"}
+    [failure] = await events_of(each_house, outcome="failure")
+    assert (failure.action, failure.reason, failure.project_id) == ("test.act", "not_found", None)
+
+
 async def test_every_event_is_copied_to_the_file_once_it_is_committed(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
     async with open_house(settings_for(tmp_path, AUDIT_LOG_FILE=str(file))) as house:
-        await projects.create(house.context, TESTER, {"name": "demo"})
+        project = (await projects.create(house.context, TESTER, {"name": "demo"})).id
         with pytest.raises(AlreadyExists):
             await projects.create(house.context, TESTER, {"name": "demo"})
         await events_of(house, outcome="failure")
+        leaving = asyncio.ensure_future(tokens.create(house.context, TESTER, {"project_id": project}))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await tokens.create(house.context, TESTER, {"project_id": project})
         stored = await audit.find(house.context.database, Page(), {})
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert {line["id"] for line in lines} == {event.id for event in stored}
-    assert sorted(line["outcome"] for line in lines) == ["failure", "success"]
+    # One who leaves while the commit is under way leaves an event all the same.
+    assert sorted(line["action"] for line in lines if line["outcome"] == "success") == ["project.create"] + 2 * ["token.create"]
+    assert len(lines) == 4
 
 
 async def test_without_an_audit_log_acts_go_on(tmp_path: Path) -> None:

@@ -199,6 +199,21 @@ async def test_a_transaction_left_by_an_error_is_rolled_back(database: Database,
     assert await ids(database) == [1]
 
 
+async def test_work_is_committed_before_its_result_is_told(database: Database, settings: Settings) -> None:
+    async def work(tx: Connection) -> list[int]:
+        await insert(tx, 1)
+        return await ids(tx)
+
+    told: list[str] = []
+    assert await database.transact(work, lambda: told.append("committed")) == [1]
+    assert told == ["committed"]
+    assert await ids(database) == [1]
+    with pytest.raises(Conflict):
+        await database.transact(work, lambda: told.append("not committed"))
+    assert told == ["committed"]
+    await assert_nothing_is_left_open(settings)
+
+
 async def two_things(database: Database, first: int) -> None:
     async with database.transaction() as tx:
         await insert(tx, first)

@@ -22,5 +22,6 @@ async def test_every_statement_is_timed_those_of_transactions_and_failures_too(d
     assert len(seconds) == 4
     assert await timed.fetch_all("SELECT id FROM projects WHERE id IN ('one', 'two')") == [{"id": "one"}]
     await timed.ping()
-    assert len(seconds) == 6
+    assert await timed.transact(lambda tx: tx.fetch_one("SELECT 1 AS n"), list) == {"n": 1}
+    assert len(seconds) == 7
     assert all(0 < each < 60 for each in seconds)

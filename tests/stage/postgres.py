@@ -118,6 +118,14 @@ class Postgres:
             connection.cursor().execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY FILE_COPY")
         return self.uri.replace("/postgres", f"/{name}")
 
+    def add_role(self, name: str, password: str) -> None:
+        """A role that, unlike everybody else, has to show a password."""
+        rules = self._folder / "data" / "pg_hba.conf"
+        rules.write_text(f"host all {name} 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
+        with contextlib.closing(psycopg2.connect(self.uri)) as connection:
+            connection.autocommit = True
+            connection.cursor().execute(f"CREATE ROLE {name} SUPERUSER LOGIN PASSWORD '{password}'; SELECT pg_reload_conf()")
+
     def stop(self) -> None:
         """Stop at once; the data stays for another start."""
         if self.process.poll() is None:

@@ -10,6 +10,7 @@ from aiohttp import web
 from llm_proxy.connection import Connection
 from llm_proxy.errors import ApiError
 from llm_proxy.guard import Guard, Limits
+from llm_proxy.peers import Network
 from llm_proxy.serving import Calls
 from llm_proxy.wire import GuardedRunner, Handler
 
@@ -43,14 +44,16 @@ class Site:
 
 
 @asynccontextmanager
-async def open_site(handler: Handler = echo, limits: Limits = ROOMY, calls: Calls | None = None) -> AsyncIterator[Site]:
+async def open_site(
+    handler: Handler = echo, limits: Limits = ROOMY, calls: Calls | None = None, gateways: tuple[Network, ...] = ()
+) -> AsyncIterator[Site]:
     """A site on a free loopback port."""
     refused: list[str] = []
 
     def count(error: ApiError) -> None:
         refused.append(error.code)
 
-    guard = Guard(limits, count)
+    guard = Guard(limits, count, gateways)
     runner = GuardedRunner(web.Application(), lambda ours: handler, guard, calls)
     await runner.setup()
     try:

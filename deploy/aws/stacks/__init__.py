@@ -1,0 +1,1 @@
+"""LLM Proxy on AWS, one stack for each concern."""
