@@ -41,6 +41,12 @@ def _date(second: int) -> bytes:
     return b"Date: " + formatdate(second, usegmt=True).encode()
 
 
+@functools.lru_cache(maxsize=1024)
+def _first_line(size: int) -> bytes:
+    """How a chunk of so many bytes begins."""
+    return b"%x\r\n" % size
+
+
 class Reply(Given):
     """One reply, framed by its length when that is known, else by chunks, for HTTP/1.0 by the end of the connection.
 
@@ -127,7 +133,9 @@ class Reply(Given):
         """
         size = len(data)
         self.sent_bytes += size
-        return self._hand_over(b"%x\r\n%b\r\n" % (size, data) if self._chunked else data)
+        if self._chunked:
+            data = b"".join((_first_line(size), data, b"\r\n"))
+        return self._hand_over(data)
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; waits while the client is slow.
@@ -157,7 +165,7 @@ class Reply(Given):
             data, self._head = self._head + data, b""
         if data:
             transport.write(data)
-        return self._protocol.writing_paused
+        return self._protocol._paused
 
     async def drained(self) -> None:
         """Wait until the client has read enough of what was sent.
