@@ -129,14 +129,14 @@ def _taker(call: Call, turn: Turn, tee: Tee) -> Take:
     """What becomes of each piece of a body that flows."""
     reply, event, is_stream, captures = call.reply, call.event, tee.is_event_stream, turn.captures
 
-    def take(chunk: bytes) -> bool:
+    def take(piece: bytes, chunk: bytes = b"") -> bool:
         began = time.perf_counter()
         if is_stream and event.ttft is None:
             event.ttft = call.elapsed()
-        tee.feed(chunk)
+        tee.feed(piece)
         if captures:
-            turn.feed(chunk)
-        wants_pause = reply.send(chunk)
+            turn.feed(piece)
+        wants_pause = reply.send(piece, chunk)
         # The task waits meanwhile, but this is our own time.
         call.waited -= time.perf_counter() - began
         return wants_pause

@@ -41,12 +41,6 @@ def _date(second: int) -> bytes:
     return b"Date: " + formatdate(second, usegmt=True).encode()
 
 
-@functools.lru_cache(maxsize=1024)
-def _first_line(size: int) -> bytes:
-    """How a chunk of so many bytes begins."""
-    return b"%x\r\n" % size
-
-
 class Reply(Given):
     """One reply, framed by its length when that is known, else by chunks, for HTTP/1.0 by the end of the connection.
 
@@ -125,17 +119,18 @@ class Reply(Given):
         if self._hand_over(b""):
             await self.drained()
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, chunk: bytes = b"") -> bool:
         """Send a piece of the body; returns whether the client is so slow that `drained` must be waited for.
+
+        Args:
+            chunk: the piece as a chunk, if it is at hand.
 
         Raises:
             ClientGone: there is nobody to send to.
         """
         size = len(data)
         self.sent_bytes += size
-        if self._chunked:
-            data = b"".join((_first_line(size), data, b"\r\n"))
-        return self._hand_over(data)
+        return self._hand_over((chunk or b"%x\r\n%b\r\n" % (size, data)) if self._chunked else data)
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; waits while the client is slow.

@@ -105,13 +105,13 @@ class ReceivedAnswer:
         if self.patience != math.inf and not waiter.done():
             self._source.watch(self.patience)
 
-    def offer(self, piece: bytes) -> bool:
-        """Hand a piece over at once, if pieces flow; returns whether it was taken."""
+    def offer(self, piece: bytes, chunk: bytes = b"") -> bool:
+        """Hand a piece over at once, if pieces flow; returns whether it was taken. See `Take`."""
         waiter, take = self._waiter, self._take
         if take is None or waiter is None or waiter.done():
             return False
         try:
-            if take(piece):
+            if take(piece, chunk):
                 waiter.set_result(True)
         except Exception as error:
             waiter.set_exception(error)

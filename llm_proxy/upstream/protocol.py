@@ -144,8 +144,13 @@ class Connection(asyncio.Protocol):
             # It would be taken for the answer to the next request, which may be another client's.
             self.abort()
             return
-        if self._between_chunks and self._pass_on(answer, data):
-            return
+        if self._between_chunks:
+            # One whole chunk, as most that comes of a stream, needs no parser, for which nothing changes.
+            line = _first_line(len(data))
+            if line and data.startswith(line) and data.endswith(b"\r\n") and answer.offer(data[len(line) : -2], data):
+                # It was set when the body began to flow, so the timer need not be moved.
+                self._deadline = self._loop.time() + answer.patience
+                return
         self.is_silent = False
         self._overhead += len(data)
         try:
@@ -166,15 +171,6 @@ class Connection(asyncio.Protocol):
                 self._transport.pause_reading()
                 self._reads = False
             answer.wake()
-
-    def _pass_on(self, answer: ReceivedAnswer, data: bytes) -> bool:
-        """Pass on what is one whole chunk, as most that comes of a stream, without the parser, for which nothing changes."""
-        line = _first_line(len(data))
-        if not (line and data.startswith(line) and data.endswith(b"\r\n") and answer.offer(data[len(line) : -2])):
-            return False
-        # It was set when this began to flow, so the timer need not be moved.
-        self._deadline = self._loop.time() + answer.patience
-        return True
 
     def on_message_begin(self) -> None:
         """A message begins; more than the one that was asked for is too much."""
