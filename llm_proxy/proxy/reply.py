@@ -128,9 +128,14 @@ class Reply(Given):
         Raises:
             ClientGone: there is nobody to send to.
         """
-        size = len(data)
-        self.sent_bytes += size
-        return self._hand_over((chunk or b"%x\r\n%b\r\n" % (size, data)) if self._chunked else data)
+        self.sent_bytes += len(data)
+        if self._chunked:
+            data = chunk or b"%x\r\n%b\r\n" % (len(data), data)
+        transport = self._protocol.transport
+        if self._head or transport is None or transport.is_closing():
+            return self._hand_over(data)
+        transport.write(data)
+        return self._protocol._paused
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; waits while the client is slow.

@@ -225,11 +225,11 @@ class Tee:
         if room > 0:
             self._kept += data[:room]
         if self.is_event_stream:
-            stream, on_data = self._stream, self.on_data
-            for event, payload in self._splitter.feed(data):
-                stream.feed(event, payload)
-                if on_data is not None:
-                    on_data(payload)
+            events = self._splitter.feed(data)
+            self._stream.feed_all(events)
+            if self.on_data is not None:
+                for _, payload in events:
+                    self.on_data(payload)
         elif self._is_json:
             self._said = None
             if len(data) > room:
