@@ -4,7 +4,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llm_proxy.errors import UpstreamError, UpstreamTimeout, UpstreamTLSError, UpstreamUnavailable
 from llm_proxy.tasks import Tasks
@@ -45,26 +45,22 @@ class Dialer:
             async with asyncio.timeout(seconds):
                 found = await self._resolver.addresses(origin.host, origin.port)
                 addresses = interleaved(public(found) if guarded else found)
-                return await self._begin(protocol, origin, await self._way_to(addresses), seconds)
+                return await self._begin(protocol, origin, await self._reach(addresses), seconds)
         except (OSError, ValueError) as error:
             raise _translated(error) from error
 
-    async def _way_to(self, addresses: Sequence[Address]) -> dict[str, Any]:
-        """Where the loop is to connect to, or what it has connected."""
-        # To one address it connects by itself, for less than half of what a socket of ours costs.
-        if len(addresses) == 1 and addresses[0].family == socket.AF_INET:
-            host, port = addresses[0].sockaddr
-            return {"host": host, "port": port}
-        return {"sock": await self._reach(addresses)}
-
-    async def _begin(self, protocol: Callable[[], P], origin: Origin, way: dict[str, Any], seconds: float) -> P:
-        tls: dict[str, Any] = {
-            "ssl": self._context,
-            "server_hostname": origin.host.rstrip("."),
+    async def _begin(self, protocol: Callable[[], P], origin: Origin, connected: socket.socket, seconds: float) -> P:
+        loop = asyncio.get_running_loop()
+        if not origin.tls:
+            return (await loop.create_connection(protocol, sock=connected))[1]
+        _, made = await loop.create_connection(
+            protocol,
+            sock=connected,
+            ssl=self._context,
+            server_hostname=origin.host.rstrip("."),
             # The caller's own time runs out first, and says so.
-            "ssl_handshake_timeout": seconds + 1,
-        }
-        _, made = await asyncio.get_running_loop().create_connection(protocol, **way, **(tls if origin.tls else {}))
+            ssl_handshake_timeout=seconds + 1,
+        )
         return made
 
     async def _reach(self, addresses: Sequence[Address]) -> socket.socket:
