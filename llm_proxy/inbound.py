@@ -21,14 +21,12 @@ class Line(Protocol):
     Attributes:
         transport: None once it is lost.
         remote: the client's address.
-        writing_paused: the client reads more slowly than we write.
+        _paused: the client reads more slowly than we write. (aiohttp's property for it costs a call.)
     """
 
     transport: asyncio.Transport | None
     remote: str
-
-    @property
-    def writing_paused(self) -> bool: ...
+    _paused: bool
 
     async def drained(self) -> None:
         """Wait until the client has read enough.

@@ -127,16 +127,17 @@ async def _flow(call: Call, turn: Turn, answer: Answer, tee: Tee, idle: float) -
 
 def _taker(call: Call, turn: Turn, tee: Tee) -> Take:
     """What becomes of each piece of a body that flows."""
-    reply, event, is_stream, captures = call.reply, call.event, tee.is_event_stream, turn.captures
+    reply, begins_stream, captures = call.reply, tee.is_event_stream, turn.captures
 
-    def take(chunk: bytes) -> bool:
+    def take(piece: bytes, chunk: bytes = b"") -> bool:
+        nonlocal begins_stream
         began = time.perf_counter()
-        if is_stream and event.ttft is None:
-            event.ttft = call.elapsed()
-        tee.feed(chunk)
+        if begins_stream:
+            begins_stream, call.event.ttft = False, call.elapsed()
+        tee.feed(piece)
         if captures:
-            turn.feed(chunk)
-        wants_pause = reply.send(chunk)
+            turn.feed(piece)
+        wants_pause = reply.send(piece, chunk)
         # The task waits meanwhile, but this is our own time.
         call.waited -= time.perf_counter() - began
         return wants_pause

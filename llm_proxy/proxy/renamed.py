@@ -89,7 +89,7 @@ class RenamedAnswer:
                     return False
             return True
         feed = self._renamer.feed
-        return await self._answer.flow(lambda data: bool(passed := feed(data)) and take(passed), patience)
+        return await self._answer.flow(lambda piece, _=b"": bool(passed := feed(piece)) and take(passed), patience)
 
     async def _whole_error(self, renamer: Renamer, patience: float) -> bytes:
         # Who waits may stop and wait again, so what came is kept until it is given.

@@ -119,15 +119,23 @@ class Reply(Given):
         if self._hand_over(b""):
             await self.drained()
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, chunk: bytes = b"") -> bool:
         """Send a piece of the body; returns whether the client is so slow that `drained` must be waited for.
+
+        Args:
+            chunk: the piece as a chunk, if it is at hand.
 
         Raises:
             ClientGone: there is nobody to send to.
         """
-        size = len(data)
-        self.sent_bytes += size
-        return self._hand_over(b"%x\r\n%b\r\n" % (size, data) if self._chunked else data)
+        self.sent_bytes += len(data)
+        if self._chunked:
+            data = chunk or b"%x\r\n%b\r\n" % (len(data), data)
+        transport = self._protocol.transport
+        if self._head or transport is None or transport.is_closing():
+            return self._hand_over(data)
+        transport.write(data)
+        return self._protocol._paused
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body; waits while the client is slow.
@@ -157,7 +165,7 @@ class Reply(Given):
             data, self._head = self._head + data, b""
         if data:
             transport.write(data)
-        return self._protocol.writing_paused
+        return self._protocol._paused
 
     async def drained(self) -> None:
         """Wait until the client has read enough of what was sent.

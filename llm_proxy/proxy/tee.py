@@ -12,6 +12,8 @@ from llm_proxy.usage import NO_USAGE, StreamUsage, Usage, read_model, read_usage
 
 KEEP = 256 * 1024
 TAIL = 16 * 1024
+# Of a stream, so much is collected before it is looked at: many events at once cost little more than one.
+BATCH = 4096
 
 # Inspection of a coded reply ends here: what is larger is no reply that usage could be read from, or a bomb.
 LARGEST_INFLATED = 8 * 1024 * 1024
@@ -126,6 +128,7 @@ class Tee:
         "_splitter",
         "_stream",
         "_tail",
+        "_unseen",
         "is_event_stream",
         "is_text",
         "is_uncoded",
@@ -140,6 +143,7 @@ class Tee:
         self._keep = keep
         self._kept = bytearray()
         self._tail = bytearray()
+        self._unseen = bytearray()
         self._said: tuple[Usage | None, str | None] | None = None
         if self.is_event_stream:
             self._splitter = EventSplitter()
@@ -155,32 +159,53 @@ class Tee:
     @property
     def at_boundary(self) -> bool:
         """Whether something may be put in here between two events; never in a coded stream."""
+        self._look()
         return self.is_event_stream and self.is_uncoded and self._splitter.at_boundary
 
     @property
     def finished(self) -> bool:
         """Whether a stream of events reached the end that its dialect has for a whole reply."""
+        self._look()
         return self.is_event_stream and self._stream.finished
 
     @property
     def model(self) -> str | None:
         """The model that the provider says answered, as far as is known."""
+        self._look()
         return self._stream.model if self.is_event_stream else self._json()[1]
 
     @property
     def kept(self) -> bytes:
         """The beginning of the decoded reply."""
+        self._look()
         return bytes(self._kept)
 
     def payloads(self) -> Iterable[bytes]:
         """The JSON texts that the reply is made of, split when they are asked for; none when it was not kept whole."""
-        kept = bytes(self._kept) if len(self._kept) < self._keep else b""
+        kept = self.kept
+        if len(kept) >= self._keep:
+            kept = b""
         if not self.is_event_stream:
             return [kept] if self._is_json else []
         return (data for _, data in EventSplitter().feed(kept))
 
     def feed(self, chunk: bytes) -> None:
-        """Takes the next bytes of the reply."""
+        """Takes the next bytes of the reply; those of a stream are looked at many events at a time, or when somebody asks."""
+        if not self.is_event_stream:
+            self._decode(chunk)
+            return
+        unseen = self._unseen
+        unseen += chunk
+        if len(unseen) >= BATCH:
+            self._look()
+
+    def _look(self) -> None:
+        if self._unseen:
+            batch = bytes(self._unseen)
+            self._unseen.clear()
+            self._decode(batch)
+
+    def _decode(self, chunk: bytes) -> None:
         if self.is_uncoded:
             self._take(chunk)
         elif self._inflater is not None:
@@ -192,6 +217,7 @@ class Tee:
 
     def usage(self) -> Usage:
         """The usage that the provider has stated so far; `NO_USAGE` when it has stated none."""
+        self._look()
         return (self._stream.result() if self.is_event_stream else self._json()[0]) or NO_USAGE
 
     def _take(self, data: bytes) -> None:
@@ -199,11 +225,11 @@ class Tee:
         if room > 0:
             self._kept += data[:room]
         if self.is_event_stream:
-            stream, on_data = self._stream, self.on_data
-            for event, payload in self._splitter.feed(data):
-                stream.feed(event, payload)
-                if on_data is not None:
-                    on_data(payload)
+            events = self._splitter.feed(data)
+            self._stream.feed_all(events)
+            if self.on_data is not None:
+                for _, payload in events:
+                    self.on_data(payload)
         elif self._is_json:
             self._said = None
             if len(data) > room:

@@ -47,8 +47,15 @@ class Request:
     host: str = ""
 
 
-# Takes a piece of a body; returns whether it wants a pause before the next one.
-Take = Callable[[bytes], bool]
+class Take(Protocol):
+    """What becomes of the pieces of a body."""
+
+    def __call__(self, piece: bytes, chunk: bytes = b"") -> bool:
+        """Take a piece; returns whether to pause before the next one.
+
+        Args:
+            chunk: the piece with its framing as a chunk, where it came so.
+        """
 
 
 class Answer(Protocol):

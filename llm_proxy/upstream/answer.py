@@ -32,13 +32,13 @@ class ReceivedAnswer:
     Attributes:
         status: 0 until the head has come.
         buffered: bytes of the body that wait for their reader.
+        patience: how long the provider may be silent while pieces flow.
         is_seen: its head was handed over, and cannot be taken back.
         is_whole: it came to its end.
     """
 
     __slots__ = (
         "_error",
-        "_patience",
         "_pieces",
         "_source",
         "_take",
@@ -48,6 +48,7 @@ class ReceivedAnswer:
         "headers",
         "is_seen",
         "is_whole",
+        "patience",
         "reason",
         "status",
     )
@@ -58,6 +59,7 @@ class ReceivedAnswer:
         self.headers: RawHeaders = ()
         self.fields: Mapping[bytes, bytes] = {}
         self.buffered = 0
+        self.patience = math.inf
         self.is_seen = False
         self.is_whole = False
         self._pieces: list[bytes] = []
@@ -65,7 +67,6 @@ class ReceivedAnswer:
         self._waiter: asyncio.Future[bool] | None = None
         # While pieces flow.
         self._take: Take | None = None
-        self._patience = math.inf
         # None once the connection serves others, or nobody.
         self._source: Source | None = source
 
@@ -99,16 +100,22 @@ class ReceivedAnswer:
             waiter.set_result(False)
             return
         # What came may be framing alone, and an empty piece would be taken for the end.
-        data = self.ready()
+        if data := self.ready():
+            self.offer(data)
+        if self.patience != math.inf and not waiter.done():
+            self._source.watch(self.patience)
+
+    def offer(self, piece: bytes, chunk: bytes = b"") -> bool:
+        """Hand a piece over at once, if pieces flow; returns whether it was taken. See `Take`."""
+        waiter, take = self._waiter, self._take
+        if take is None or waiter is None or waiter.done():
+            return False
         try:
-            wants_pause = bool(data) and self._take(data)
+            if take(piece, chunk):
+                waiter.set_result(True)
         except Exception as error:
             waiter.set_exception(error)
-            return
-        if wants_pause:
-            waiter.set_result(True)
-        elif self._patience != math.inf:
-            self._source.watch(self._patience)
+        return True
 
     async def head(self) -> None:
         """Wait for status and headers.
@@ -145,7 +152,7 @@ class ReceivedAnswer:
 
     async def flow(self, take: Take, patience: float = math.inf) -> bool:
         """See `Answer.flow`."""
-        self._take, self._patience = take, patience
+        self._take, self.patience = take, patience
         try:
             while True:
                 if (data := self.ready()) and take(data):

@@ -1,6 +1,7 @@
 """One connection to a provider: bytes of a request out, an answer in, one at a time."""
 
 import asyncio
+import functools
 import math
 import select
 from typing import Any
@@ -16,6 +17,16 @@ from llm_proxy.upstream.outgoing import Origin
 
 # Their bytes are bounded too; this bounds the work that each of them makes.
 MAX_HEADERS = 1024
+
+
+@functools.lru_cache(maxsize=1024)
+def _first_line(size: int) -> bytes:
+    """How a chunk begins that has so many bytes with its framing; empty where none has."""
+    for digits in range(1, 8):
+        line = b"%x\r\n" % max(0, size - digits - 4)
+        if len(line) == digits + 2 and line != b"0\r\n":
+            return line
+    return b""
 
 
 class _Excess(Exception):
@@ -53,6 +64,8 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         # Bytes since the last of the body: a head, chunk extensions or trailers, which must not go on without end.
         self._overhead = 0
+        # What comes next is a chunk's first line.
+        self._between_chunks = False
         self._reads = True
         self._writable: asyncio.Future[None] | None = None
         self._patience = 0.0
@@ -131,6 +144,13 @@ class Connection(asyncio.Protocol):
             # It would be taken for the answer to the next request, which may be another client's.
             self.abort()
             return
+        if self._between_chunks:
+            # One whole chunk, as most that comes of a stream, needs no parser, for which nothing changes.
+            line = _first_line(len(data))
+            if line and data.startswith(line) and data.endswith(b"\r\n") and answer.offer(data[len(line) : -2], data):
+                # It was set when the body began to flow, so the timer need not be moved.
+                self._deadline = self._loop.time() + answer.patience
+                return
         self.is_silent = False
         self._overhead += len(data)
         try:
@@ -140,6 +160,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(answer, error)
                 return
             self._keeps_alive = False
+        # A line that has begun has not yet ended.
+        self._between_chunks = self._between_chunks and data.endswith(b"\r\n")
         if answer.is_whole:
             self._complete(answer)
         elif self._overhead > MAX_HEAD_BYTES:
@@ -177,7 +199,7 @@ class Connection(asyncio.Protocol):
         assert answer is not None
         answer.status, answer.headers, answer.fields = status, headers, fields
         answer.reason = reason.decode("utf-8", "surrogateescape")
-        self._deadline = math.inf
+        self._deadline, self._between_chunks = math.inf, False
         if self._is_head_request:
             # The parser expects the body that a GET would have.
             answer.is_whole, self._keeps_alive = True, self._parser.should_keep_alive()
@@ -190,6 +212,14 @@ class Connection(asyncio.Protocol):
             raise _Excess
         self._overhead = 0
         answer.add(data)
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        """A chunk has ended."""
+        self._between_chunks = True
 
     def on_message_complete(self) -> None:
         """The message ends; an interim one was not the answer."""

@@ -1,7 +1,7 @@
 """Tokens that a provider says a call used, read from its reply or stream of events."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import orjson
@@ -146,11 +146,16 @@ class StreamUsage:
         self._figures: dict[str, int] = {}
 
     def feed(self, event: bytes, data: bytes) -> None:
-        """Takes one event; it is parsed only when it can tell something new."""
-        if event in _ENDS or _END.match(data):
-            self.finished = True
-        if (self.model is None and b'"model"' in data) or (b'"usage"' in data and _USAGE_OBJECT.search(data)):
-            self._read(data)
+        """Takes one event."""
+        self.feed_all(((event, data),))
+
+    def feed_all(self, events: Iterable[tuple[bytes, bytes]]) -> None:
+        """Takes events, by name and data; one is parsed only when it can tell something new."""
+        for event, data in events:
+            if event in _ENDS or _END.match(data):
+                self.finished = True
+            if (self.model is None and b'"model"' in data) or (b'"usage"' in data and _USAGE_OBJECT.search(data)):
+                self._read(data)
 
     def result(self) -> Usage | None:
         """The usage stated so far, None when there is none."""

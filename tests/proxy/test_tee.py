@@ -6,7 +6,7 @@ import itertools
 import json
 import tracemalloc
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from llm_proxy import sse
 from llm_proxy.proxy import tee as tee_module
-from llm_proxy.proxy.tee import KEEP, LARGEST_INFLATED, MOST_INFLATED_LINES, MOST_MEMBERS, TAIL, Inflater, Tee
+from llm_proxy.proxy.tee import BATCH, KEEP, LARGEST_INFLATED, MOST_INFLATED_LINES, MOST_MEMBERS, TAIL, Inflater, Tee
 from llm_proxy.usage import NO_USAGE, Usage
 
 # No test may depend on how busy the machine is.
@@ -174,6 +174,26 @@ def test_only_an_uncoded_stream_of_events_has_boundaries(
     tee = watched(content_type, coding, [sent])
     assert (tee.is_event_stream, tee.at_boundary) == (is_event_stream, at_boundary)
     assert tee.is_uncoded == (coding in ("", "identity"))
+
+
+@pytest.mark.parametrize("before", [b"", b": keep-alive\n\n" * (BATCH // 10)], ids=["short", "long"])
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        pytest.param(lambda tee: tee.usage(), SAID, id="usage"),
+        pytest.param(lambda tee: tee.model, "gpt-4o", id="model"),
+        pytest.param(lambda tee: tee.finished, True, id="finished"),
+        pytest.param(lambda tee: tee.at_boundary, True, id="boundary"),
+        pytest.param(lambda tee: tee.kept[-len(OPENAI) :], OPENAI, id="kept"),
+        pytest.param(lambda tee: list(tee.payloads())[-1], b"[DONE]", id="payloads"),
+    ],
+)
+def test_who_asks_hears_of_all_that_came_though_it_is_looked_at_later(
+    ask: Callable[[Tee], object], said: object, before: bytes
+) -> None:
+    stream = before + OPENAI
+    tee = watched(EVENTS, "", pieces(stream, range(0, len(stream), 100)))
+    assert ask(tee) == said
 
 
 def test_usage_may_be_asked_for_at_any_moment() -> None:

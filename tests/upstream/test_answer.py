@@ -118,7 +118,7 @@ class Taker:
     def __init__(self) -> None:
         self.taken: list[bytes] = []
 
-    def __call__(self, piece: bytes) -> bool:
+    def __call__(self, piece: bytes, chunk: bytes = b"") -> bool:
         self.taken.append(piece)
         if piece == b"broken":
             raise RuntimeError("no more")

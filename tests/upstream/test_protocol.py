@@ -170,6 +170,56 @@ async def test_answers_may_follow_each_other_in_any_pieces(said: list[tuple[str,
         line.peer.close()
 
 
+# Where these are cut, a part may look like a whole chunk, or like the beginning of one.
+CHUNKS_IN_CHUNKS = (
+    (b"5\r\nhello\r\n", b"hello"),
+    (b"a\r\n5\r\nhello\r\n\r\n", b"5\r\nhello\r\n"),
+    (b"15\r\nhello\r\n7\r\n, world\r\n12\r\n", b"hello\r\n7\r\n, world\r\n12"),
+    (b"C\r\nhello, world\r\n", BODY),
+    (b"5\r\n\r\n0\r\n\r\n", b"\r\n0\r\n"),
+)
+
+
+async def flown(line: Line, *pieces: bytes) -> tuple[list[bytes], list[bytes]]:
+    """What of an answer in these pieces flows: pieces of its body, with their framing where it came with them."""
+    taken: list[tuple[bytes, bytes]] = []
+    answer = line.ask()
+    line.hear(CHUNKED)
+    flowing = asyncio.ensure_future(answer.flow(lambda piece, chunk=b"": bool(taken.append((piece, chunk))), 7))
+    await asyncio.sleep(0)
+    line.hear(*pieces)
+    assert await flowing
+    assert line.serves_again
+    return [piece for piece, _ in taken], [chunk for _, chunk in taken]
+
+
+async def test_a_whole_chunk_flows_with_its_framing(line: Line) -> None:
+    chunks = [said for said, _ in CHUNKS_IN_CHUNKS]
+    pieces, framed = await flown(line, *chunks, b"0\r\n\r\n")
+    assert pieces == [body for _, body in CHUNKS_IN_CHUNKS]
+    assert framed == [b"", *chunks[1:3], b"", chunks[4]], "the first one comes before it is known where chunks begin"
+
+
+async def test_chunks_that_flow_may_be_cut_at_any_two_bytes(line: Line) -> None:
+    said = b"".join(chunk for chunk, _ in CHUNKS_IN_CHUNKS) + b"0\r\n\r\n"
+    for first, second in itertools.combinations(range(1, len(said)), 2):
+        pieces, framed = await flown(line, said[:first], said[first:second], said[second:])
+        assert b"".join(pieces) == b"".join(body for _, body in CHUNKS_IN_CHUNKS), (first, second)
+        assert all(chunk in (b"", b"%x\r\n%b\r\n" % (len(piece), piece)) for piece, chunk in zip(pieces, framed, strict=True))
+
+
+async def test_a_body_of_known_length_that_looks_like_a_chunk_is_none(line: Line) -> None:
+    await flown(line, *(said for said, _ in CHUNKS_IN_CHUNKS), b"0\r\n\r\n")
+    answer = line.ask()
+    line.hear(OK + b"Content-Length: 10\r\n\r\n")
+    taken: list[bytes] = []
+    flowing = asyncio.ensure_future(answer.flow(lambda piece, chunk=b"": bool(taken.append(piece)), 7))
+    await asyncio.sleep(0)
+    line.hear(b"5\r\nhello\r\n")
+    assert await flowing
+    assert taken == [b"5\r\nhello\r\n"]
+
+
 @pytest.mark.parametrize("name", FRAMINGS)
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "reset"])
 async def test_an_end_at_any_moment_never_makes_an_answer_whole(name: str, reset: bool) -> None:
