@@ -71,10 +71,10 @@ class Head:
     def to_come(self, data: bytes) -> int | None:
         """How many bytes of its request are missing from `data`, which begins with it; None where that cannot be told.
 
-        It cannot of chunks, or where more follows than the request.
+        It cannot of chunks, where more follows than the request, or where empty lines before the head look like its end.
         """
         end = data.find(_END)
-        if self.length is None or end < 0:
+        if self.length is None or end < 0 or not data[:end].strip(b"\r\n"):
             return None
         missing = self.length - (len(data) - end - len(_END))
         return missing if missing >= 0 else None

@@ -171,3 +171,15 @@ async def test_behind_a_body_with_an_end_heads_are_known(site: Site, heads: Watc
         await client.send(GET)
         assert await client.answer()
     assert heads.known[-1]
+
+
+async def test_empty_lines_are_no_head(site: Site) -> None:
+    start, body = b"\r\n\r\n", b"a" * 100
+    request = b"POST /call HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
+    # All that came with the empty lines is as long as the body that is said to come.
+    cut = 100 - len(request)
+    await answers(site, start + request + body[:cut], body[cut:])
+    other = GET.replace(b"X-One: 1", b"X-One: " + b"1" * (100 - len(GET) + 1))
+    assert len(other) == 100
+    [told] = await answers(site, start + other)
+    assert told.startswith(b"GET /call?a=1 ")
