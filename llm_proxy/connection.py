@@ -45,6 +45,7 @@ class Connection(Serving):
         "_head_bytes",
         "_in_chunks",
         "_timer",
+        "_to_come",
         "_unsent",
         "_unsent_since",
         "_wire",
@@ -60,6 +61,8 @@ class Connection(Serving):
         self._head_bytes = 0
         self._in_chunks = False
         self._timer: asyncio.TimerHandle | None = None
+        # Bytes of a request that the parser waits for; None where it may have begun one of which nothing is known here.
+        self._to_come: int | None = 0
         self._unsent = 0
         self._unsent_since = 0.0
         self._wire: asyncio.Transport | None = None
@@ -96,12 +99,13 @@ class Connection(Serving):
         self._received = self._loop.time()
         if came := self._request_count - messages:
             self._messages_came(came, data)
-            if calls and came == 1 and self._messages and isinstance(head := self._messages[0][0], Head):
-                calls.heads.learn(data, head)
         elif in_body:
             self._body_grew(len(data))
         elif data:
             self._head_grew(len(data))
+        self._count(came, data)
+        if calls and self._to_come == 0 and self._messages:
+            calls.heads.learn(data, cast(Head, self._messages[0][0]))
         if self._in_chunks:
             self._ending = (self._ending + data[-4:])[-4:]
             if self._body.is_eof():
@@ -112,7 +116,17 @@ class Connection(Serving):
     def _is_idle(self) -> bool:
         """Whether the next request is waited for, and the parser has seen nothing of it."""
         waits = self._waiter is not None and not self._waiter.done() and self._body.is_eof()
-        return waits and not (self._head_began or self._in_chunks or self._upgraded)
+        return waits and self._to_come == 0 and not self._upgraded
+
+    def _count(self, came: int, data: bytes) -> None:
+        """Know whether the parser stands between two requests, for it does not tell that it has begun the next one."""
+        before, self._to_come = self._to_come, None
+        if self._deaf or before is None:
+            return
+        if came == 1 and before == 0:
+            self._to_come = cast(Head, self._messages[-1][0]).to_come(data)
+        elif came == 0 and len(data) <= before:
+            self._to_come = before - len(data)
 
     def _came_known(self, head: Head, body: bytes) -> None:
         """A request that needs no parser: its head is known, and its body is all that came with it."""
@@ -169,6 +183,7 @@ class Connection(Serving):
             auto_decompress=False,
             max_msg_queue_size=self._max_msg_queue_size,
         )
+        self._to_come = 0
 
     def _head_grew(self, size: int) -> None:
         self._head_began = self._head_began or self._received

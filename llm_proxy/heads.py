@@ -68,6 +68,17 @@ class Head:
             made[make] = make(self)
         return cast(T, made[make])
 
+    def to_come(self, data: bytes) -> int | None:
+        """How many bytes of its request are missing from `data`, which begins with it; None where that cannot be told.
+
+        It cannot of chunks, where more follows than the request, or where empty lines before the head look like its end.
+        """
+        end = data.find(_END)
+        if self.length is None or end < 0 or not data[:end].strip(b"\r\n"):
+            return None
+        missing = self.length - (len(data) - end - len(_END))
+        return missing if missing >= 0 else None
+
 
 def _length(message: Message) -> int | None:
     said = message.headers.get("Content-Length", "0")
@@ -96,7 +107,7 @@ class Heads:
     def learn(self, data: bytes, head: Head) -> None:
         """Remember what the parser made of `data`, provided that it holds one request and nothing else."""
         end = data.find(_END) + len(_END)
-        if end <= LONGEST_REMEMBERED and len(data) - end == head.length:
+        if end <= LONGEST_REMEMBERED and head.to_come(data) == 0:
             self._keep(data[:end], head)
 
     def _keep(self, begins: bytes, head: Head) -> None:

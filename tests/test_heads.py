@@ -54,6 +54,8 @@ def test_what_is_not_one_whole_request_is_left_to_the_parser(data: bytes) -> Non
         pytest.param(POST + b"{}", head(chunked=True), id="chunks"),
         pytest.param(POST + b"{}", head("²"), id="a length that is no number"),
         pytest.param(POST + b"{}" + POST, head(), id="more than one request"),
+        pytest.param(b"\r\n\r\n{}", head(), id="empty lines"),
+        pytest.param(b"{}", head("0"), id="no head at all"),
         pytest.param(b"POST /" + b"a" * LONGEST_REMEMBERED + POST[6:] + b"{}", head(), id="too long"),
     ],
 )

@@ -134,3 +134,52 @@ async def test_a_call_that_fails_by_a_mistake_ends_its_connection(caplog: pytest
         await client.send(GET)
         assert await client.is_closed()
     assert "mistake of this program" in caplog.text
+
+
+# The head of another request, as far as it came with what is before it; the value of its last header is what comes next.
+BEGUN = b"GET /call?b=2 HTTP/1.1\r\nX-Rest: "
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        pytest.param([GET + BEGUN], id="behind a head"),
+        pytest.param([POST + BEGUN], id="behind a body"),
+        pytest.param([POST[:-2], b"bc" + BEGUN], id="behind the rest of a body"),
+        pytest.param([GET + GET[:9], GET[9:] + BEGUN], id="behind the rest of a head"),
+    ],
+)
+async def test_what_a_begun_head_goes_on_with_is_no_head(site: Site, pieces: list[bytes]) -> None:
+    new = GET.replace(b"a=1", b"new")
+    [known] = await answers(site, GET)
+    for following in (GET, new):
+        *_, last = await answers(site, *pieces, following, count=sum(piece.count(b"HTTP") for piece in pieces))
+        assert last.startswith(b"GET /call?b=2 ")
+    # Nor is it remembered as one.
+    assert await answers(site, new) == [known.replace(b"a=1", b"new")]
+
+
+@pytest.mark.parametrize(
+    "pieces", [[POST[:-2], POST[-2:]], [POST[:-3], POST[-3:]], [REQUESTS["in chunks"]]], ids=["a body", "all of a body", "chunks"]
+)
+async def test_behind_a_body_with_an_end_heads_are_known(site: Site, heads: Watched, pieces: list[bytes]) -> None:
+    await answers(site, GET)
+    async with connected(site.url) as client:
+        for data in pieces:
+            await client.send(data)
+        assert await client.answer()
+        await client.send(GET)
+        assert await client.answer()
+    assert heads.known[-1]
+
+
+async def test_empty_lines_are_no_head(site: Site) -> None:
+    start, body = b"\r\n\r\n", b"a" * 100
+    request = b"POST /call HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
+    # All that came with the empty lines is as long as the body that is said to come.
+    cut = 100 - len(request)
+    await answers(site, start + request + body[:cut], body[cut:])
+    other = GET.replace(b"X-One: 1", b"X-One: " + b"1" * (100 - len(GET) + 1))
+    assert len(other) == 100
+    [told] = await answers(site, start + other)
+    assert told.startswith(b"GET /call?a=1 ")

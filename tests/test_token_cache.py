@@ -337,3 +337,7 @@ async def test_the_tokens_that_were_good_lately_are_known_through_every_change_a
         await cache.authenticate(secret)
         cache.on_change(EVERYTHING)
     assert [cache.has_served(Presented.of(secret)) for secret in secrets] == [False, True, True]
+
+
+def test_a_presented_credential_is_not_shown() -> None:
+    assert "sk-lp" not in f"{Presented.of('sk-lp-secret')} {[Presented.of('sk-lp-secret')]}"
