@@ -11,7 +11,7 @@ from aiohttp.web_protocol import _ErrInfo
 from llm_proxy.errors import ApiError
 from llm_proxy.grammar import MAX_HEAD_BYTES
 from llm_proxy.guard import Guard, peer_address
-from llm_proxy.heads import Head
+from llm_proxy.heads import Head, Start, length_of, start_of
 from llm_proxy.inbound import WholeBody
 from llm_proxy.peers import within
 from llm_proxy.serving import Calls, Serving
@@ -90,9 +90,10 @@ class Connection(Serving):
         if self._deaf or self._close or self._force_close:
             self._received = self._loop.time()
             return
-        calls = self._calls if self._is_idle() else None
-        if calls and (known := calls.heads.of(data)):
-            self._came_known(*known)
+        calls = self._calls
+        start = start_of(data) if calls and self._is_between_requests() else None
+        if calls and start and self._is_awaited() and start.missing(data) == 0 and (head := calls.heads.get(start)):
+            self._came_known(head, start.length, data[start.end :])
             return
         messages, in_body = self._request_count, not self._body.is_eof()
         super().data_received(data)
@@ -103,9 +104,7 @@ class Connection(Serving):
             self._body_grew(len(data))
         elif data:
             self._head_grew(len(data))
-        self._count(came, data)
-        if calls and self._to_come == 0 and self._messages:
-            calls.heads.learn(data, cast(Head, self._messages[0][0]))
+        self._count(came, data, start)
         if self._in_chunks:
             self._ending = (self._ending + data[-4:])[-4:]
             if self._body.is_eof():
@@ -113,33 +112,45 @@ class Connection(Serving):
         if self._is_incomplete():
             self._watch()
 
-    def _is_idle(self) -> bool:
-        """Whether the next request is waited for, and the parser has seen nothing of it."""
-        waits = self._waiter is not None and not self._waiter.done() and self._body.is_eof()
-        return waits and self._to_come == 0 and not self._upgraded
+    def _is_between_requests(self) -> bool:
+        """Whether the parser has seen nothing of the next request."""
+        return self._to_come == 0 and self._body.is_eof() and not self._upgraded
 
-    def _count(self, came: int, data: bytes) -> None:
+    def _is_awaited(self) -> bool:
+        """Whether nothing is left to do before the next request."""
+        return self._waiter is not None and not self._waiter.done()
+
+    def _count(self, came: int, data: bytes, start: Start | None) -> None:
         """Know whether the parser stands between two requests, for it does not tell that it has begun the next one."""
         before, self._to_come = self._to_come, None
         if self._deaf or before is None:
             return
-        if came == 1 and before == 0:
-            self._to_come = cast(Head, self._messages[-1][0]).to_come(data)
+        if came == 1 and start:
+            head, length, body = self._messages.pop()
+            if start.agrees(head.message) and start.missing(data) >= 0:
+                self._to_come = start.missing(data)
+                head = self._recognised(start, head)
+            self._messages.append((head, length, body))
         elif came == 0 and len(data) <= before:
             self._to_come = before - len(data)
 
-    def _came_known(self, head: Head, body: bytes) -> None:
+    def _recognised(self, start: Start, head: Head) -> Head:
+        """The head that started so before; nothing is kept of what is for a route of ours, such as management tokens."""
+        calls = self._calls
+        return calls.heads.same(start, head) if calls and head.recall(calls.wants) else head
+
+    def _came_known(self, head: Head, length: int | None, body: bytes) -> None:
         """A request that needs no parser: its head is known, and its body is all that came with it."""
         assert self._waiter is not None
         self._received = self._loop.time()
         self._request_count += 1
         self._body, self._body_answered = EMPTY_PAYLOAD, False
-        self._messages.append((cast(Any, head), cast(Any, WholeBody(body) if body else EMPTY_PAYLOAD)))
+        self._messages.append((head, length, WholeBody(body) if body else EMPTY_PAYLOAD))
         self._waiter.set_result(None)
 
     def _messages_came(self, came: int, data: bytes) -> None:
         self._head_began, self._head_bytes = 0.0, 0
-        new = [self._messages.pop() for _ in range(came)]
+        new = [cast(Any, self._messages.pop()) for _ in range(came)]
         while new and not self._deaf:
             message, body = new.pop()
             if isinstance(message, _ErrInfo):
@@ -147,7 +158,7 @@ class Connection(Serving):
             elif self._in_chunks:
                 self._deaf = self._close = True
             else:
-                self._messages.append((cast(Any, Head(message)), body))
+                self._messages.append((Head(message), length_of(message), body))
                 self._body, self._body_answered = body, False
                 self._body_began, self._body_bytes, self._body_paused_at = self._received, 0, 0
                 self._in_chunks = message.chunked
@@ -161,7 +172,7 @@ class Connection(Serving):
         if data.startswith(_FOREIGN_METHODS):
             unknown = ApiError("method_not_allowed", "This method is not served here.")
             error = _ErrInfo(unknown.status, unknown, unknown.message)
-        self._messages.append((error, EMPTY_PAYLOAD))
+        self._messages.append((error, None, EMPTY_PAYLOAD))
 
     def _end_chunks(self) -> None:
         """After chunks the parser keeps the last trailer, and gives it to the next request as a header: begin with a fresh one.
@@ -201,7 +212,7 @@ class Connection(Serving):
         """Queue an error as the answer to a request that never became one."""
         self._deaf = True
         self._request_count += 1
-        self._messages.append((_ErrInfo(error.status, error, error.message), EMPTY_PAYLOAD))
+        self._messages.append((_ErrInfo(error.status, error, error.message), None, EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

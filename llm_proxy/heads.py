@@ -1,7 +1,8 @@
 """The heads of requests, remembered with what follows from them, for clients send the same one again and again."""
 
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 from llm_proxy.grammar import RawHeaders, Target
 
@@ -11,6 +12,42 @@ T = TypeVar("T")
 MOST_REMEMBERED = 256
 LONGEST_REMEMBERED = 4096
 _END = b"\r\n\r\n"
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: (0|[1-9][0-9]{0,17})\r\n")
+
+
+class Start(NamedTuple):
+    """How the bytes of a request start.
+
+    Attributes:
+        key: the head without the length that it states, by which requests differ that are alike otherwise.
+        end: where the head ends.
+        length: of the body in bytes, as the head states it; None when it states none.
+    """
+
+    key: tuple[bytes, bytes]
+    end: int
+    length: int | None
+
+    def missing(self, data: bytes) -> int:
+        """How many bytes of the request are missing from `data`; less than none, where more has come."""
+        return self.end + (self.length or 0) - len(data)
+
+    def agrees(self, message: "Message") -> bool:
+        """Whether the parser saw the same in these bytes: where the body ends."""
+        said = None if self.length is None else str(self.length)
+        return message.headers.get("Content-Length") == said and not message.chunked
+
+
+def start_of(data: bytes) -> Start | None:
+    """The start of a request; None where a head has not come whole, or empty lines before it look like its end."""
+    end = data.find(_END) + len(_END)
+    if end < len(_END) or data[:1] in b"\r\n":
+        return None
+    stated = _LENGTH.search(data, 0, end)
+    if stated is None:
+        # No other head has this key: where a length was taken out, the end of its line is left.
+        return Start((data[:end], b""), end, None)
+    return Start((data[: stated.start(1)], data[stated.end(1) : end]), end, int(stated[1]))
 
 
 class Message(Protocol):
@@ -34,20 +71,25 @@ class Message(Protocol):
     def chunked(self) -> bool: ...
 
 
+def length_of(message: Message) -> int | None:
+    """The length of a body as its head states it; None when it states none, or nonsense, which is refused later."""
+    said = message.headers.get("Content-Length", "")
+    return int(said) if said.isascii() and said.isdigit() else None
+
+
 class Head:
     """A request's head, with what was made of it before.
 
-    All that hangs on it follows from its bytes and from what stays the same while the process runs, so it holds for every
-    request that begins with the same bytes.
+    All that hangs on it follows from its bytes, those of a Content-Length left out, and from what stays the same while the
+    process runs, so it holds for every request that begins with the same bytes. Whoever needs the length must not look here.
 
     Attributes:
         message: as the parser gave it.
-        length: of the body in bytes; None for one in chunks.
         target: what it asks for; None before it was checked.
         choice: what was chosen for it last, with what it was chosen from.
     """
 
-    __slots__ = ("_made", "choice", "headers", "length", "message", "method", "raw_headers", "raw_path", "target", "version")
+    __slots__ = ("_made", "choice", "headers", "message", "method", "raw_headers", "raw_path", "target", "version")
 
     def __init__(self, message: Message) -> None:
         self.message = message
@@ -56,7 +98,6 @@ class Head:
         self.version = message.version
         self.headers = message.headers
         self.raw_headers = message.raw_headers
-        self.length = _length(message)
         self.target: Target | None = None
         self.choice: Any = None
         self._made: dict[Callable[[Head], object], object] = {}
@@ -68,49 +109,29 @@ class Head:
             made[make] = make(self)
         return cast(T, made[make])
 
-    def to_come(self, data: bytes) -> int | None:
-        """How many bytes of its request are missing from `data`, which begins with it; None where that cannot be told.
-
-        It cannot of chunks, where more follows than the request, or where empty lines before the head look like its end.
-        """
-        end = data.find(_END)
-        if self.length is None or end < 0 or not data[:end].strip(b"\r\n"):
-            return None
-        missing = self.length - (len(data) - end - len(_END))
-        return missing if missing >= 0 else None
-
-
-def _length(message: Message) -> int | None:
-    said = message.headers.get("Content-Length", "0")
-    # What is no number is refused later, with its reason.
-    return None if message.chunked or not (said.isascii() and said.isdigit()) else int(said)
-
 
 class Heads:
     """Remembers heads by their bytes: those that come again stay, the others go when as many new ones have come."""
 
     def __init__(self) -> None:
-        self._young: dict[bytes, Head] = {}
-        self._old: dict[bytes, Head] = {}
+        self._young: dict[tuple[bytes, bytes], Head] = {}
+        self._old: dict[tuple[bytes, bytes], Head] = {}
 
-    def of(self, data: bytes) -> tuple[Head, bytes] | None:
-        """The head of a request that `data` holds whole, and nothing after it, with its body; None when it is not known."""
-        end = data.find(_END) + len(_END)
-        begins = data[:end]
-        head = self._young.get(begins)
-        if head is None:
-            if (head := self._old.get(begins)) is None:
-                return None
-            self._keep(begins, head)
-        return (head, data[end:]) if len(data) - end == head.length else None
+    def get(self, start: Start) -> Head | None:
+        """The head of a request that starts so; None when it is not known."""
+        head = self._young.get(start.key)
+        if head is None and (head := self._old.get(start.key)) is not None:
+            self._keep(start, head)
+        return head
 
-    def learn(self, data: bytes, head: Head) -> None:
-        """Remember what the parser made of `data`, provided that it holds one request and nothing else."""
-        end = data.find(_END) + len(_END)
-        if end <= LONGEST_REMEMBERED and head.to_come(data) == 0:
-            self._keep(data[:end], head)
+    def same(self, start: Start, head: Head) -> Head:
+        """The head that is known for this start; `head`, from now on, where none was."""
+        known = self.get(start)
+        if known is None and start.end <= LONGEST_REMEMBERED:
+            self._keep(start, head)
+        return known or head
 
-    def _keep(self, begins: bytes, head: Head) -> None:
+    def _keep(self, start: Start, head: Head) -> None:
         if len(self._young) >= MOST_REMEMBERED:
             self._old, self._young = self._young, {}
-        self._young[begins] = head
+        self._young[start.key] = head

@@ -75,19 +75,23 @@ class Inbound:
 
     Attributes:
         head: what it begins with; method, version, headers, raw_headers and raw_path are the head's.
+        length: of the body in bytes, as this request states it; None when it states none.
         content: the body.
         keep_alive: whether the connection may serve another request after this one.
         protocol: the connection.
     """
 
-    __slots__ = ("content", "head", "headers", "keep_alive", "method", "protocol", "raw_headers", "raw_path", "version")
+    __slots__ = ("content", "head", "headers", "keep_alive", "length", "method", "protocol", "raw_headers", "raw_path", "version")
 
     # TLS ends before us.
     scheme = "http"
 
-    def __init__(self, protocol: Line, head: Head, content: StreamReader | WholeBody, keep_alive: bool) -> None:
+    def __init__(
+        self, protocol: Line, head: Head, length: int | None, content: StreamReader | WholeBody, keep_alive: bool
+    ) -> None:
         self.protocol = protocol
         self.head = head
+        self.length = length
         self.content = content
         self.keep_alive = keep_alive
         self.method = head.method

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple, cast
 
@@ -47,6 +48,9 @@ class Serving(RequestHandler):
         remote: the client's address.
     """
 
+    # The head of each with the length that it states and its body.
+    _messages: deque[tuple[Any, int | None, Any]]  # type: ignore[assignment]
+
     __slots__ = ("_body", "_body_answered", "_calls", "_deaf", "_guard", "_lingering", "_received", "remote")
 
     def __init__(self, manager: web.Server, guard: Guard, calls: Calls | None, **kwargs: Any) -> None:
@@ -81,42 +85,42 @@ class Serving(RequestHandler):
             if self.transport is not None:
                 self.transport.close()
 
-    async def _next_message(self) -> tuple[Any, StreamReader | WholeBody]:
+    async def _next_message(self) -> tuple[Any, int | None, StreamReader | WholeBody]:
         if not self._messages:
             self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        message, body = self._messages.popleft()
+        head, length, body = self._messages.popleft()
         if self._parser is not None and not isinstance(body, WholeBody):
             self._parser.message_consumed()
         if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
             self._resume_reading_if_drained()
-        return message, body
+        return head, length, body
 
-    async def _serve(self, head: Any, body: StreamReader | WholeBody) -> bool:
-        """Serve one request; returns whether there may be another."""
+    async def _serve(self, head: Any, length: int | None, body: StreamReader | WholeBody) -> bool:
+        """Serve one request; returns whether there may be another.
+
+        Args:
+            head: a `Head`, or what the parser says of something that is none.
+            length: of the body, as the head states it.
+        """
         # The task, hence its context, served the request before.
         request_ids.set(None)
         calls = self._calls
         if calls and isinstance(head, Head) and head.recall(calls.wants):
-            return await self._serve_call(calls, head, body)
-        return await self._serve_ours(head, self._stream_of(body) if isinstance(body, WholeBody) else body)
+            return await self._serve_call(calls, head, length, body)
+        assert isinstance(body, StreamReader), "only heads of calls are known"
+        return await self._serve_ours(head, body)
 
-    def _stream_of(self, body: WholeBody) -> StreamReader:
-        stream = StreamReader(self, self._read_bufsize, loop=self._loop)
-        stream.feed_data(body.read_nowait())
-        stream.feed_eof()
-        return stream
-
-    async def _serve_call(self, calls: Calls, head: Head, body: StreamReader | WholeBody) -> bool:
+    async def _serve_call(self, calls: Calls, head: Head, length: int | None, body: StreamReader | WholeBody) -> bool:
         if self._task_handler is None:
             # The connection is lost.
             return False
         self._request_in_progress = True
         try:
-            answer = await calls.serve(Inbound(self, head, body, self.outlives(head.message)))
+            answer = await calls.serve(Inbound(self, head, length, body, self.outlives(head.message)))
         except ConnectionError:
             return False
         finally:

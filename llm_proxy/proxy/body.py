@@ -91,10 +91,9 @@ def check_length(request: Inbound, limit: int) -> int | None:
     Raises:
         ApiError: `request_too_large`.
     """
-    length = request.headers.get("Content-Length")
-    if length is not None and int(length) > limit:
+    if request.length is not None and request.length > limit:
         raise _too_large(limit)
-    return int(length) if length is not None else None
+    return request.length
 
 
 def _too_large(limit: int) -> ApiError:

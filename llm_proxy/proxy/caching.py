@@ -30,7 +30,7 @@ from llm_proxy.proxy.headers import CREDENTIALS
 # How long a call waits for an identical one.
 PATIENCE = 60.0
 # They are replaced on the way to the provider, so they select nothing, and must not be stored.
-_NEVER_SELECTING = frozenset(name.encode() for name in (*CREDENTIALS, "cookie"))
+_NEVER_SELECTING = frozenset(name.encode() for name in (*CREDENTIALS, "cookie", "content-length"))
 
 
 class Turn:
