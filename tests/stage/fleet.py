@@ -138,9 +138,9 @@ class Fleet:
         else:
             tally.failed.append(f"{'stream' if stream else 'call'}: {reply.status} {text[-200:]!r}")
 
-    def delivered(self) -> list[str]:
-        """The request ids of the events that arrived at the sink."""
-        return [event["request_id"] for event in lines_of(self._sink)]
+    def delivered(self) -> set[tuple[str, str]]:
+        """The events that arrived at the sink: the id of the request, the event's own, the same whenever it comes again."""
+        return {(event["request_id"], event["id"]) for event in lines_of(self._sink)}
 
 
 @asynccontextmanager
