@@ -22,7 +22,7 @@ COMMANDS = {
     "chat": ("llm_proxy.cli.chat", "Chat in the terminal, through the proxy."),
     "benchmark": ("llm_proxy.cli.benchmark", "Time many calls, the provider's part apart from the proxy's."),
     "config": ("llm_proxy.cli.config", "Show the effective settings, secrets masked."),
-    "check": ("llm_proxy.cli.check", "Check settings, profiles, events, database and providers."),
+    "check": ("llm_proxy.cli.check", "Check settings, profiles, events, database, Redis and providers."),
     "fake-provider": ("llm_proxy.cli.fake_provider", "Serve a pretended provider, with faults, for trying."),
 }
 
