@@ -3,6 +3,7 @@
 import asyncio
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -249,6 +250,23 @@ async def test_metrics_stay_inside(front: Front) -> None:
         await connection.send(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
         inside = await connection.answer()
         assert inside and inside.status == 200
+
+
+async def test_when_no_instance_is_ready_calls_are_served_all_the_same(front: Front) -> None:
+    async def echo(exchange: Exchange) -> None:
+        await exchange.send(answer(exchange.body))
+
+    front.provider.script, front.house.context.draining = echo, True
+    auth = {"Authorization": f"Bearer {front.token}"}
+    try:
+        async with asyncio.timeout(20), front.browser() as browser:
+            # The gateway finds out meanwhile, but nginx, which does not look.
+            end = time.monotonic() + {"caddy": 1.5, "haproxy": 0.5, "nginx": 0}[front.gateway.name]
+            while time.monotonic() < end or (await browser.get("/ready")).status != 503:
+                async with browser.session.post(front.gateway.url + CHAT, json=ASKING, headers=auth) as reply:
+                    assert (reply.status, await reply.json()) == (200, ASKING)
+    finally:
+        front.house.context.draining = False
 
 
 async def test_without_tls_pages_lead_to_it_and_calls_are_refused(front: Front) -> None:
