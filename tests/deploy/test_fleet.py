@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -10,13 +11,16 @@ import pytest
 import pytest_asyncio
 from stage.asking import until
 from stage.calls import last_words, stream_without_end, streaming
-from stage.fleet import ROUNDS, Fleet, Slot, Tally, open_fleet
+from stage.fleet import Fleet, Slot, Tally, open_fleet
 from stage.house import migrated_database
 from stage.postgres import Postgres
 from stage.programs import needs
 from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, answer, chunk, scripted_provider
 from stage.redis import running_redis
 
+# RESTARTS=5 restarts each of them so often, one after the other; by default two of them are, and the third is killed.
+ROUNDS = int(os.environ.get("RESTARTS", "0"))
+LONG = pytest.mark.timeout(90 * max(1, ROUNDS))
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs("haproxy")]
 
 
@@ -47,12 +51,13 @@ async def chat(exchange: Exchange) -> None:
     await exchange.send(chunk(b"data: [DONE]\n\n"), END)
 
 
+@LONG
 async def test_a_rolling_restart_under_load_loses_no_call_cuts_no_stream_and_drops_no_event(
     fleet: Fleet, provider: ScriptedProvider
 ) -> None:
     token = (await fleet.token(provider.url))["token"]
     async with fleet.load(token) as tally:
-        for slot in fleet.slots * ROUNDS:
+        for slot in fleet.slots * ROUNDS or fleet.slots[:2]:
             await slot.stop()
             await slot.start()
     print(f"{len(tally.whole)} calls, half of them streams; {len(tally.failed)} failed")
@@ -68,17 +73,19 @@ async def arrived(fleet: Fleet, tally: Tally) -> set[tuple[str, str]]:
     return fleet.delivered()
 
 
+@LONG
 async def test_an_instance_that_is_killed_takes_its_own_calls_with_it_and_no_event_of_a_whole_answer(
     fleet: Fleet, provider: ScriptedProvider
 ) -> None:
     token = (await fleet.token(provider.url))["token"]
     async with fleet.load(token) as tally:
-        for slot in fleet.slots[:ROUNDS]:
+        for slot in fleet.slots * ROUNDS or fleet.slots[2:]:
             await asyncio.sleep(0.2)
             await slot.kill()
             await asyncio.sleep(0.2)
             await slot.start()
-    assert len(tally.failed) <= 4 * ROUNDS, tally.failed
+    print(f"{len(tally.whole)} calls; {len(tally.failed)} failed with the instance that was killed")
+    assert len(tally.failed) <= 4 * max(1, 3 * ROUNDS), tally.failed
     await arrived(fleet, tally)
 
 

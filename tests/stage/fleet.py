@@ -1,7 +1,6 @@
 """Several real instances on one PostgreSQL and one Redis, behind a real gateway, with the dispatcher of their events."""
 
 import asyncio
-import os
 import secrets
 import signal
 import ssl
@@ -173,7 +172,3 @@ async def open_fleet(folder: Path, database_url: str, redis: RedisServer) -> Asy
         connector = aiohttp.TCPConnector(ssl=trust, limit=0)
         client = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         yield Fleet(slots, made.url, client, folder / "events.jsonl")
-
-
-# More rounds than a run of everything can wait for: RESTARTS=20.
-ROUNDS = int(os.environ.get("RESTARTS", "1"))
