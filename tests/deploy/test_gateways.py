@@ -125,7 +125,7 @@ async def test_each_piece_of_a_stream_arrives_before_the_next_is_sent(front: Fro
         await exchange.send(END)
 
     front.provider.script = stream
-    async with asyncio.timeout(5), front.curl(version, CHAT, "--json", json.dumps({**ASKING, "stream": True})) as process:
+    async with asyncio.timeout(10), front.curl(version, CHAT, "--json", json.dumps({**ASKING, "stream": True})) as process:
         assert process.stdout
         for number in range(5):
             assert await process.stdout.readuntil(b"\n\n") == b"data: %d\n\n" % number
@@ -178,7 +178,7 @@ async def test_a_client_that_leaves_ends_its_call_at_the_provider(front: Front, 
     async with front.curl(version, CHAT, "--json", json.dumps({**ASKING, "stream": True})) as process:
         assert process.stdout
         await process.stdout.readuntil(b"\n\n")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(5):
         await front.provider.exchanges[-1].closed.wait()
 
 

@@ -163,7 +163,7 @@ class Gateway:
                 *self._command(self._kind.run), cwd=self._places.folder, env=self._env, stdout=output, stderr=output
             )
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not (_listens(self._places.tls) and _listens(self._places.clear)):
                     assert process.returncode is None, (self._places.folder / "output").read_text()
                     await asyncio.sleep(0.02)
