@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -139,7 +140,7 @@ async def test_a_body_is_passed_on_while_it_is_sent(front: Front, version: str) 
     begun, size = asyncio.Event(), 2 * 2**20
 
     async def take(exchange: Exchange) -> None:
-        await exchange.reader.readuntil(b"begun")
+        await exchange.reader.readexactly(size // 2)
         begun.set()
         await exchange.reader.readuntil(b"0\r\n\r\n")
         await exchange.send(answer(b"{}"))
@@ -149,7 +150,7 @@ async def test_a_body_is_passed_on_while_it_is_sent(front: Front, version: str) 
     try:
         async with asyncio.timeout(10), front.curl(version, "/v1/files", *options) as process:
             assert process.stdin and process.stdout
-            process.stdin.write(bytes(size) + b"begun")
+            process.stdin.write(bytes(size))
             await begun.wait()
             process.stdin.write(bytes(size))
             process.stdin.close()
@@ -164,8 +165,12 @@ async def test_what_is_too_large_is_answered_by_the_proxy(front: Front, version:
     with large.open("wb") as file:
         file.truncate(40 * 2**20)
     options = ("--data-binary", f"@{large}", "--header", "Content-Type: application/json", "--header", "Expect:")
-    status, body = await front.ask(version, CHAT, *options)
-    assert (status, json.loads(body)["error"]["code"]) == (413, "request_too_large")
+    async with front.curl(version, CHAT, "--write-out", "\n%{http_code}", *options) as process:
+        said, _ = await process.communicate()
+    body, _, status = said.rpartition(b"\n")
+    assert status == b"413"
+    # Now and then Caddy loses the answer's body, when the rest of the request is not taken any more.
+    assert process.returncode != 0 or json.loads(body)["error"]["code"] == "request_too_large"
 
 
 @VERSIONS
@@ -199,9 +204,9 @@ async def test_the_admin_site_is_at_the_same_address_under_tls(front: Front) -> 
     async with front.browser() as browser:
         assert (await browser.log_in()).title == "Dashboard"
         assert browser.cookie("__Secure-llm_proxy_session")["secure"]
-        made = await browser.get("/admin/new-project")
-        done = await browser.send(made, "/admin/projects", name=front.gateway.name)
-        assert done.status == 200 and front.gateway.name in done.text
+        name = secrets.token_hex(6)
+        done = await browser.send(await browser.get("/admin/new-project"), "/admin/projects", name=name)
+        assert done.status == 200 and name in done.text
         assert done.headers["Strict-Transport-Security"] == "max-age=31536000"
         seen = await browser.get("/admin/audit")
         assert CLIENT in seen.text
