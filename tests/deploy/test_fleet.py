@@ -129,7 +129,7 @@ async def test_a_purge_is_in_force_on_each_instance_within_a_second(fleet: Fleet
         return await state(slot) == "stored"
 
     assert [await state(slot) for slot in fleet.slots * 2] == ["stored"] * 3 + ["hit"] * 3
-    assert (await fleet.manage(2, "POST", "/manage/cache/purge", {"all": True}))["deleted"] == 1
+    assert (await fleet.manage(2, "POST", "/manage/cache/purge", {"all": True}))["deleted"] >= 1
     print(f"purged everywhere after {await fleet.until_everywhere(1, purged)} s")
 
 
