@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from stage.asking import until
-from stage.calls import last_words, stream_without_end, streaming
+from stage.calls import FIRST, last_words, stream_without_end, streaming
 from stage.fleet import Fleet, Slot, Tally, open_fleet
 from stage.house import migrated_database
 from stage.postgres import Postgres
@@ -20,6 +20,7 @@ from stage.redis import running_redis
 
 # RESTARTS=5 restarts each of them so often, one after the other; by default two of them are, and the third is killed.
 ROUNDS = int(os.environ.get("RESTARTS", "0"))
+DONE = b"data: [DONE]\n\n"
 LONG = pytest.mark.timeout(90 * max(1, ROUNDS))
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs("haproxy")]
 
@@ -40,15 +41,15 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 
 
 async def chat(exchange: Exchange) -> None:
-    """An answer, or a stream of half a second."""
+    """An answer, or a stream that outlasts the half second for which a stopping instance is served new calls."""
     if not json.loads(exchange.body).get("stream"):
         await exchange.send(answer(b'{"object": "chat.completion", "choices": []}'))
         return
     await exchange.send(STREAM_HEAD)
-    for number in range(10):
-        await exchange.send(chunk(b'data: {"choices": [{"delta": {"content": "%d"}}]}\n\n' % number))
+    for _ in range(16):
+        await exchange.send(chunk(FIRST))
         await asyncio.sleep(0.05)
-    await exchange.send(chunk(b"data: [DONE]\n\n"), END)
+    await exchange.send(chunk(DONE), END)
 
 
 @LONG
@@ -58,7 +59,9 @@ async def test_a_rolling_restart_under_load_loses_no_call_cuts_no_stream_and_dro
     token = (await fleet.token(provider.url))["token"]
     async with fleet.load(token) as tally:
         for slot in fleet.slots * ROUNDS or fleet.slots[:2]:
-            await slot.stop()
+            async with streaming(slot, token) as stream:
+                await slot.stop()
+                assert (await stream.reader.read()).endswith(chunk(DONE) + END)
             await slot.start()
     print(f"{len(tally.whole)} calls, half of them streams; {len(tally.failed)} failed")
     assert (tally.failed, len(tally.whole) > 50) == ([], True)
