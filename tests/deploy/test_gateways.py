@@ -1,6 +1,7 @@
 """Each gateway of deploy/gateway, run for real in front of the program: it holds nothing back, and lets nothing out."""
 
 import asyncio
+import contextlib
 import json
 import secrets
 import ssl
@@ -249,6 +250,8 @@ async def test_metrics_stay_inside(front: Front) -> None:
         )
         said = await reader.read()
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
         assert int(said.split(b" ", 2)[1]) in (400, 401, 403, 404), (path, said)
         assert b"llm_proxy_" not in said
     async with connected(front.house.url) as connection:
