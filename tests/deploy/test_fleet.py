@@ -128,10 +128,14 @@ async def test_a_purge_is_in_force_on_each_instance_within_a_second(fleet: Fleet
     async def state(slot: Slot) -> str:
         return (await fleet.answer(slot.url, token, headers=storing)).headers["X-PROXY-CACHE"]
 
+    async def kept(slot: Slot) -> bool:
+        return await state(slot) == "hit"
+
     async def purged(slot: Slot) -> bool:
         return await state(slot) == "stored"
 
-    assert [await state(slot) for slot in fleet.slots * 2] == ["stored"] * 3 + ["hit"] * 3
+    # The news of the project may come after the first answer was kept, and has it forgotten.
+    await fleet.until_everywhere(10, kept)
     assert (await fleet.manage(2, "POST", "/manage/cache/purge", {"all": True}))["deleted"] >= 1
     print(f"purged everywhere after {await fleet.until_everywhere(1, purged)} s")
 
