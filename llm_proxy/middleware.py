@@ -39,8 +39,9 @@ def peer_of_request(context: Context, request: web.BaseRequest | Inbound) -> Pee
     return peer_of(
         request.remote or "",
         request.scheme,
-        request.headers.get("X-Forwarded-For", ""),
-        request.headers.get("X-Forwarded-Proto", ""),
+        # Some proxies add a line of their own behind the client's.
+        ", ".join(request.headers.getall("X-Forwarded-For", ())),
+        ", ".join(request.headers.getall("X-Forwarded-Proto", ())),
         context.trusted_proxies,
     )
 

@@ -1,6 +1,7 @@
 """Background tasks: each has a name, an owner and an end."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
@@ -50,6 +51,8 @@ class Tasks:
             await asyncio.wait((task,), timeout=seconds)
         finally:
             task.cancel()
+            if not outcome:
+                task.add_done_callback(lambda _: _close_unbegun(awaitable))
         if not outcome:
             raise TimeoutError(f"no answer within {seconds:g} s")
         if isinstance(outcome[0], Exception):
@@ -67,6 +70,12 @@ class Tasks:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+def _close_unbegun(awaitable: Awaitable[Any]) -> None:
+    """A task that was cancelled before its first step leaves a coroutine of which Python says that nobody ever awaited it."""
+    if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+        awaitable.close()
 
 
 async def _note(awaitable: Awaitable[T], outcome: list[T | Exception]) -> None:

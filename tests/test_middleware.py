@@ -53,6 +53,18 @@ async def test_every_answer_names_its_request(site: Management, given: str, kept
         assert re.fullmatch(r"[A-Za-z0-9._-]{1,128}", reply.headers["X-Request-ID"])
 
 
+@pytest.mark.parametrize("given", ["6.6.6.6, 192.0.2.9", "6.6.6.6\r\nX-Forwarded-For: 192.0.2.9"], ids=["one line", "two lines"])
+async def test_a_trusted_proxy_has_the_last_word_on_who_asks_on_a_line_of_its_own_too(tmp_path: Path, given: str) -> None:
+    async with open_house(settings_for(tmp_path, TRUSTED_PROXIES="127.0.0.1")) as house, managing(house) as operator:
+        refused = await exchange(
+            house.url, f"GET /manage/projects HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {given}\r\n\r\n".encode()
+        )
+        assert refused and refused.status == 401
+        await house.context.audit.close()
+        [found] = await operator.audit(action="management.refuse")
+        assert found["client_ip"] == "192.0.2.9"
+
+
 async def test_every_answer_is_plain_about_its_kind_and_silent_about_what_runs_here(site: Management) -> None:
     for path in ("/health", "/metrics", "/manage/version", "/manage/nothing", "/manage/openapi.yaml"):
         reply = await site.ask("GET", path)

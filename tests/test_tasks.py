@@ -1,6 +1,7 @@
 """Background tasks have a name, an owner, an end; none fails unheard."""
 
 import asyncio
+import inspect
 import logging
 
 import pytest
@@ -130,3 +131,15 @@ async def test_the_failure_of_what_is_awaited_in_time_is_its_callers(caplog: pyt
     with pytest.raises(ValueError, match="broken"):
         await Tasks().within(1, "broken", fail())
     assert caplog.records == []
+
+
+async def test_what_is_cancelled_before_its_first_step_is_closed() -> None:
+    tasks, coroutine = Tasks(), asyncio.sleep(60)
+    waiting = asyncio.ensure_future(tasks.within(60, "never begun", coroutine))
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+    await tasks.close()
+    with pytest.raises(TimeoutError):
+        await waiting
+    await asyncio.sleep(0)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED

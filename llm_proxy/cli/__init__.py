@@ -24,7 +24,7 @@ COMMANDS = {
     "backup": ("llm_proxy.cli.backup", "Back up database, events and settings, while the server runs."),
     "restore": ("llm_proxy.cli.restore", "Restore a backup where no server runs."),
     "config": ("llm_proxy.cli.config", "Show the effective settings, secrets masked."),
-    "check": ("llm_proxy.cli.check", "Check settings, profiles, events, database and providers."),
+    "check": ("llm_proxy.cli.check", "Check settings, profiles, events, database, Redis and providers."),
     "health": ("llm_proxy.cli.health", "Ask a running server whether it is well."),
     "fake-provider": ("llm_proxy.cli.fake_provider", "Serve a pretended provider, with faults, for trying."),
 }

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 
 import click
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from llm_proxy.acts import checks
 from llm_proxy.cli import options
@@ -17,9 +19,11 @@ from llm_proxy.context import Context, open_context, read_profiles
 from llm_proxy.db import Database, migrate
 from llm_proxy.errors import ApiError, StartError
 from llm_proxy.providers import Provider, every, problem_of
+from llm_proxy.redis_client import eviction_warning
 from llm_proxy.settings import Settings, check_serving
 
 OLDEST_POSTGRES = 13
+OLDEST_REDIS = (6, 2)
 MOST_PROVIDERS = 100
 PROVIDER_SECONDS = 15.0
 
@@ -30,7 +34,8 @@ PROVIDER_SECONDS = 15.0
 @options.env_file
 @click.option("--offline", is_flag=True, help="Do not call the providers.")
 def command(offline: bool) -> None:
-    """Check settings, profiles, events, database and providers without serving. Nothing is changed; exit 1 when one is wrong.
+    """Check settings, profiles, events, database, Redis and providers without serving. Nothing is changed; exit 1 when one is
+    wrong.
 
     \b
     Examples:
@@ -116,6 +121,8 @@ async def _check(settings: Settings, todo: str, offline: bool) -> int:
     # A log of events would be made, and perhaps delivered.
     async with open_context(dataclasses.replace(settings, observability_enabled=False)) as context:
         _say("ok", f"database: {todo or await _state(settings, context.database)}")
+        if context.redis is not None:
+            await _check_redis(settings, context.redis)
         found = await every(context.database, context.vault, MOST_PROVIDERS + 1)
         if len(found) > MOST_PROVIDERS:
             _say("warning", f"there are more than {MOST_PROVIDERS} providers; the first {MOST_PROVIDERS} are looked at")
@@ -147,6 +154,24 @@ async def _state(settings: Settings, database: Database) -> str:
     if int(row["number"]) // 10_000 < OLDEST_POSTGRES:
         raise StartError(f"PostgreSQL {OLDEST_POSTGRES} or newer is needed; this is {row['version']}.")
     return f"PostgreSQL {row['version']}, {schema}"
+
+
+async def _check_redis(settings: Settings, client: Redis) -> None:
+    """A start would go on without Redis; better to know before.
+
+    Raises:
+        StartError: it does not answer, or is too old.
+    """
+    try:
+        version = str((await client.info("server"))["redis_version"])
+        warning = await eviction_warning(client)
+    except (RedisError, OSError) as error:
+        raise StartError(f"REDIS_URL: Redis cannot be used: {error}") from error
+    if tuple(map(int, version.split(".")[:2])) < OLDEST_REDIS:
+        raise StartError(f"REDIS_URL: Redis 6.2 or newer is needed; this is {version}.")
+    if warning and (settings.distributed_rate_limit_enabled or settings.llm_proxy_event_bus == "redis-streams"):
+        _say("warning", warning)
+    _say("ok", f"redis: speaks as Redis {version}")
 
 
 async def _problem(context: Context, provider: Provider, offline: bool) -> str:

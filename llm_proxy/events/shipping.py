@@ -100,6 +100,8 @@ class Shipper:
         while True:
             seconds = await self._step()
             if seconds and self._stopping.is_set():
+                # What went since it was last written down would be shipped again by the next process.
+                await asyncio.to_thread(self._save)
                 return
             if seconds:
                 await self._pause(self._stopping, seconds)

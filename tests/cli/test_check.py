@@ -2,6 +2,7 @@
 
 import asyncio
 import pathlib
+import re
 import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
@@ -9,6 +10,7 @@ from contextlib import closing, contextmanager
 import pytest
 from stage.house import MANAGEMENT_TOKEN, PROVIDER_KEY, House
 from stage.postgres import free_port
+from stage.redis import RedisServer
 
 from llm_proxy import fake_provider
 from llm_proxy.cli import check
@@ -216,3 +218,27 @@ def test_a_postgresql_that_is_not_there_is_said(cli: Cli, env_file: pathlib.Path
     done = cli("check", DATABASE_URL=f"postgresql://u:a-password@127.0.0.1:{free_port()}/n")
     assert done.code == 1
     assert "DATABASE_URL" in done.err and "a-password" not in done.err
+
+
+def test_redis_says_what_it_speaks_and_is_warned_of_when_it_may_forget(
+    cli: Cli, env_file: pathlib.Path, mortal_redis: RedisServer
+) -> None:
+    env = {"REDIS_URL": mortal_redis.uri, "DISTRIBUTED_RATE_LIMIT_ENABLED": "true"}
+    done = cli("check", **env)
+    assert done.code == 0 and re.search(r"ok +redis: speaks as Redis [678]\.", done.out)
+    mortal_redis.say("CONFIG SET maxmemory-policy allkeys-lru")
+    assert "Set maxmemory-policy noeviction" in cli("check", **env).out
+
+
+def test_an_old_redis_is_refused(
+    cli: Cli, env_file: pathlib.Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "OLDEST_REDIS", (999, 0))
+    done = cli("check", REDIS_URL=redis_server.uri)
+    assert done.code == 1 and "Redis 6.2 or newer is needed; this is " in done.err
+
+
+def test_a_redis_that_is_not_there_is_said(cli: Cli, env_file: pathlib.Path) -> None:
+    done = cli("check", REDIS_URL=f"redis://:a-password@127.0.0.1:{free_port()}/0")
+    assert done.code == 1
+    assert "REDIS_URL: Redis cannot be used: " in done.err and "a-password" not in done.err

@@ -105,6 +105,22 @@ async def test_a_restart_ships_nothing_twice(redis_server: RedisServer, tmp_path
         assert again.acknowledged == 0
 
 
+async def test_what_was_shipped_just_before_a_stop_is_not_shipped_again(
+    redis_server: RedisServer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "TRIM_SECONDS", 1000)
+    async with open_stream(redis_server) as stream:
+        await stream.join("file")
+        async with shipping(log := Log(tmp_path / "a", stream)):
+            for number in range(3):
+                log.publish(number)
+                await until(lambda number=number: log.shipper.stats.delivered > number)
+        async with shipping(again := Log(tmp_path / "a", stream)):
+            again.publish(3)
+            await until(lambda: again.shipper.stats.delivered)
+        assert length(redis_server) == 4
+
+
 async def test_a_restart_ships_again_what_redis_lost_meanwhile(mortal_redis: RedisServer, tmp_path: pathlib.Path) -> None:
     async with open_stream(mortal_redis) as stream:
         log = Log(tmp_path / "a", stream)

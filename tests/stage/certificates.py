@@ -32,8 +32,8 @@ class Authority:
         path.write_bytes(self.certificate.public_bytes(serialization.Encoding.PEM))
         return path
 
-    def server(self, host: str = "localhost", *, expired: bool = False, self_signed: bool = False) -> ssl.SSLContext:
-        """The TLS side of a server with a certificate for this host."""
+    def pair(self, host: str = "localhost", *, expired: bool = False, self_signed: bool = False) -> Path:
+        """A file with a certificate for this host, behind its key."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.datetime.now(datetime.UTC)
         issuer, signer = (_name(host), key) if self_signed else (self.certificate.subject, self.key)
@@ -47,8 +47,12 @@ class Authority:
         plain = serialization.NoEncryption()
         private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
         path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+        return path
+
+    def server(self, host: str = "localhost", **how: bool) -> ssl.SSLContext:
+        """The TLS side of a server with a certificate for this host."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
+        context.load_cert_chain(self.pair(host, **how))
         return context
 
 

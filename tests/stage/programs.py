@@ -15,6 +15,8 @@ PACKAGES = {
     "caddy": "caddy",
     "systemd-analyze": "systemd",
     "systemd-socket-activate": "systemd",
+    # Speaks HTTP/2.
+    "curl": "curl",
 }
 # Where Debian keeps servers, which is in nobody's path but root's.
 SERVERS = "/usr/sbin:/sbin"
