@@ -1,8 +1,10 @@
 """The heads of requests, remembered with what follows from them, for clients send the same one again and again."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
+
+from multidict import CIMultiDictProxy
 
 from llm_proxy.grammar import RawHeaders, Target
 
@@ -60,7 +62,7 @@ class Message(Protocol):
     @property
     def version(self) -> tuple[int, int]: ...
     @property
-    def headers(self) -> Mapping[str, str]: ...
+    def headers(self) -> CIMultiDictProxy[str]: ...
     @property
     def raw_headers(self) -> RawHeaders: ...
     @property
