@@ -254,7 +254,8 @@ class ProviderCache:
         self._vault = vault
         self._pool = list(pool)
         self._profiles = profiles
-        # The shared pool stands under None, and None for a project that has no provider of its own.
+        # The shared pool stands under None, with what stands beside it, and None for a project that has no provider of its own.
+        # Who serves a project is the same list until it changes.
         self._known: dict[str | None, list[Provider] | None] = {}
         self._pooled: list[Provider] = []
         self.pooled_ids = frozenset(one.id for one in self._pool)
@@ -264,9 +265,7 @@ class ProviderCache:
     async def of_project(self, project_id: str) -> list[Provider]:
         """The enabled, sound providers of a project, or, if it has none at all, the shared pool's."""
         own = await self._usable(project_id)
-        if own is not None:
-            return own
-        return [*(await self._usable(None) or ()), *self._pool]
+        return own if own is not None else await self._usable(None) or self._pool
 
     async def _usable(self, project_id: str | None) -> list[Provider] | None:
         if project_id in self._known:
@@ -274,6 +273,8 @@ class ProviderCache:
         generation = self._generation
         found = await of_project(self._database, self._vault, project_id)
         usable = [provider for provider in found if provider.is_enabled and self._is_sound(provider)] if found else None
+        if project_id is None and usable:
+            usable += self._pool
         if generation == self._generation:
             self._known[project_id] = usable
             self.version += 1
@@ -299,7 +300,7 @@ class ProviderCache:
     def names_model(self, project_id: str, model: str) -> bool:
         """Whether a provider that serves the project now has a mapping with exactly this name in it."""
         own = self._known.get(project_id)
-        serving = own if own is not None else [*(self._known.get(None) or ()), *self._pool]
+        serving = own if own is not None else self._known.get(None) or self._pool
         return any(provider.mapping.names_exactly(model) for provider in serving)
 
     def problem_of(self, provider: Provider) -> str | None:
