@@ -114,8 +114,8 @@ class Profile:
     allowed_origins: tuple[str, ...] = ()
     required_headers: tuple[str, ...] = ()
     timeouts: Timeouts = Timeouts()
-    max_idle: int = 100
-    max_idle_per_host: int = 20
+    max_idle: int = 1000
+    max_idle_per_host: int = 500
     default_headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     default_query: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 

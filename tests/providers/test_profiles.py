@@ -106,7 +106,7 @@ def test_shipped_profile(shipped: Profiles, name: str, base_url: str, auth: Auth
     profile = shipped.get(name)
     assert (profile.name, profile.base_url, profile.auth) == (name, base_url, auth)
     assert profile.timeouts == Timeouts(connect=5, first_byte=600, idle=120, total=3600)
-    assert (profile.max_idle, profile.max_idle_per_host) == (100, 20)
+    assert (profile.max_idle, profile.max_idle_per_host) == (1000, 500)
     assert not profile.param_whitelist
     assert not profile.allowed_origins
     assert profile.admits("/v1/chat/completions")
