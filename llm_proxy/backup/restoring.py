@@ -132,6 +132,8 @@ class _Place:
                 copying.forget_sessions(self._new_database)
                 if self._audited:
                     note_restore(self._new_database, self._done.manifest)
+            # That took a while, in which a server may have started.
+            self._check_free()
             self._put_profiles()
             self._clear()
             self._move_in()

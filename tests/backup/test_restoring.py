@@ -242,6 +242,20 @@ async def test_profiles_that_cannot_be_written_leave_all_as_it_is(house: House, 
     assert sorted(path.name for path in (tmp_path / "there").rglob("*")) == ["events", "house.db"]
 
 
+def test_what_comes_to_be_there_meanwhile_is_not_restored_over(
+    backup: pathlib.Path, there: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = archive.extract
+
+    def slowly(*given: object) -> None:
+        extract(*given)  # type: ignore[arg-type]
+        place_migrated(pathlib.Path(there.database_path))
+
+    monkeypatch.setattr(restoring.archive, "extract", slowly)
+    with pytest.raises(StartError, match=r"house\.db is there already"):
+        restore(there, backup)
+
+
 async def test_beside_postgresql_the_events_alone_are_restored(
     backup: pathlib.Path, there: Settings, tmp_path: pathlib.Path, postgres_url: str
 ) -> None:
