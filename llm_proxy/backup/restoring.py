@@ -200,7 +200,9 @@ class _Place:
             self._done.profiles = "same" if self._profiles.read_bytes() == taken.read_bytes() else "differ"
         else:
             _make(self._profiles.parent)
-            shutil.copyfile(taken, self._profiles)
+            # Nor is a link followed that points to nothing yet: root restores where others may write.
+            with self._profiles.open("xb") as file:
+                file.write(taken.read_bytes())
             _give_away(self._profiles, self._profiles.parent)
             self._done.profiles = "written"
         taken.unlink()
