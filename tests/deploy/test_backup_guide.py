@@ -31,6 +31,14 @@ def test_the_units_are_whole(tmp_path: pathlib.Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_nightly_backup_knows_a_database_whose_url_is_a_secret() -> None:
+    # Every other secret it can do without.
+    service = (pathlib.Path(__file__).parents[2] / "deploy/systemd/llm-proxy.service").read_text()
+    wanted = re.findall(r"^(?:Load|Set)Credential=DATABASE_URL.*$", service, re.MULTILINE)
+    assert len(wanted) == 2
+    assert all(line in UNITS["llm-proxy-backup.service"].splitlines() for line in wanted)
+
+
 def shell(root: pathlib.Path, line: str) -> str:
     """Run a line of the guide as if `root` were the root of the file system."""
     line = re.sub(r"(?<![\w.])/(opt|etc|var|root)/", rf"{shlex.quote(str(root))}/\1/", line)
