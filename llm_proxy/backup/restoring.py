@@ -132,6 +132,8 @@ class _Place:
                 copying.forget_sessions(self._new_database)
                 if self._audited:
                     note_restore(self._new_database, self._done.manifest)
+            # That took a while, in which a server may have started.
+            self._check_free()
             self._put_profiles()
             self._clear()
             self._move_in()
@@ -198,7 +200,9 @@ class _Place:
             self._done.profiles = "same" if self._profiles.read_bytes() == taken.read_bytes() else "differ"
         else:
             _make(self._profiles.parent)
-            shutil.copyfile(taken, self._profiles)
+            # Nor is a link followed that points to nothing yet: root restores where others may write.
+            with self._profiles.open("xb") as file:
+                file.write(taken.read_bytes())
             _give_away(self._profiles, self._profiles.parent)
             self._done.profiles = "written"
         taken.unlink()

@@ -242,6 +242,30 @@ async def test_profiles_that_cannot_be_written_leave_all_as_it_is(house: House, 
     assert sorted(path.name for path in (tmp_path / "there").rglob("*")) == ["events", "house.db"]
 
 
+def test_what_comes_to_be_there_meanwhile_is_not_restored_over(
+    backup: pathlib.Path, there: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract = archive.extract
+
+    def slowly(*given: object) -> None:
+        extract(*given)  # type: ignore[arg-type]
+        place_migrated(pathlib.Path(there.database_path))
+
+    monkeypatch.setattr(restoring.archive, "extract", slowly)
+    with pytest.raises(StartError, match=r"house\.db is there already"):
+        restore(there, backup)
+
+
+async def test_profiles_are_not_written_through_a_link(house: House, there: Settings, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "from.yaml").write_text("a: 1\n")
+    source = dataclasses.replace(house.context.settings, api_config_path=str(tmp_path / "from.yaml"))
+    await asyncio.to_thread(make, source, tmp_path / "b.tar.gz", "")
+    (link := tmp_path / "to.yaml").symlink_to(tmp_path / "of root")
+    with pytest.raises(StartError, match=r"to\.yaml: the backup cannot be restored: File exists"):
+        restore(dataclasses.replace(there, api_config_path=str(link)), tmp_path / "b.tar.gz")
+    assert not (tmp_path / "of root").exists()
+
+
 async def test_beside_postgresql_the_events_alone_are_restored(
     backup: pathlib.Path, there: Settings, tmp_path: pathlib.Path, postgres_url: str
 ) -> None:

@@ -1,16 +1,20 @@
 """deploy/BACKUP.md: its units are whole, its commands do what it says."""
 
+import contextlib
 import os
 import pathlib
 import re
 import shlex
+import signal
+import sqlite3
 import subprocess
 import sys
 
 import pytest
 from stage import programs
-from stage.house import ENCRYPTION_KEY, House
-from stage.processes import environment
+from stage.asking import until
+from stage.house import ENCRYPTION_KEY, House, place_migrated
+from stage.processes import command, environment
 
 GUIDE = (pathlib.Path(__file__).parents[2] / "deploy" / "BACKUP.md").read_text()
 UNITS = dict(re.findall(r"```ini\n# /etc/systemd/system/(\S+)\n(.*?)```", GUIDE, re.DOTALL))
@@ -29,6 +33,28 @@ def test_the_units_are_whole(tmp_path: pathlib.Path) -> None:
         arguments, capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_LOG_LEVEL": "notice"}
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_nightly_backup_knows_a_database_whose_url_is_a_secret() -> None:
+    # Every other secret it can do without.
+    service = (pathlib.Path(__file__).parents[2] / "deploy/systemd/llm-proxy.service").read_text()
+    wanted = re.findall(r"^(?:Load|Set)Credential=DATABASE_URL.*$", service, re.MULTILINE)
+    assert len(wanted) == 2
+    assert all(line in UNITS["llm-proxy-backup.service"].splitlines() for line in wanted)
+
+
+async def test_a_backup_that_systemd_stops_leaves_no_copy_of_the_database_behind(tmp_path: pathlib.Path) -> None:
+    place_migrated(tmp_path / "house.db")
+    told = re.search(r"^KillSignal=(\w+)$", UNITS["llm-proxy-backup.service"], re.MULTILINE)
+    with contextlib.closing(sqlite3.connect(tmp_path / "house.db", isolation_level=None)) as holder:
+        holder.execute("PRAGMA locking_mode=EXCLUSIVE")
+        holder.execute("BEGIN EXCLUSIVE")
+        async with command("backup", "kept/", "--db", "house.db", folder=tmp_path) as run:
+            await until(lambda: bool(list(tmp_path.glob("kept/.*/database.db"))), 20)
+            run.send(signal.Signals[told[1] if told else "SIGTERM"])
+            holder.close()
+            assert await run.ended() != 0
+    assert not list((tmp_path / "kept").iterdir())
 
 
 def shell(root: pathlib.Path, line: str) -> str:

@@ -1,8 +1,10 @@
 """scripts/install and scripts/upgrade below a throw-away root: done twice, and back by itself where the new version fails."""
 
 import contextlib
+import fcntl
 import os
 import pathlib
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -31,7 +33,7 @@ class Machine:
     """A throw-away root, and the releases that come to it."""
 
     def __init__(self, folder: pathlib.Path) -> None:
-        self.root = folder / "root"
+        self.root = folder / "a root"
         self._wheel = wheels.build(folder)
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -46,9 +48,24 @@ class Machine:
 
     def run(self, script: str, version: str, changes: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """scripts/install or scripts/upgrade with a release."""
-        wheel = wheels.release(self._wheel, version, changes or {})
-        arguments = [ROOT / "scripts" / script, "--root", self.root, "--from", wheel]
+        arguments = self._arguments(script, version, changes or {})
         return subprocess.run(arguments, env=self._environment, capture_output=True, text=True, timeout=120)
+
+    def hung_up(self, version: str, changes: dict[str, str]) -> int:
+        """The exit code of an upgrade whose terminal goes away once the service is stopped."""
+        ours, theirs = os.openpty()
+        process = subprocess.Popen(self._arguments("upgrade", version, changes), env=self._environment, stderr=theirs)
+        os.close(theirs)
+        said = b""
+        while b"Stopping" not in said:
+            said += os.read(ours, 1000)
+        os.close(ours)
+        process.send_signal(signal.SIGHUP)
+        return process.wait(120)
+
+    def _arguments(self, script: str, version: str, changes: dict[str, str]) -> list[object]:
+        wheel = wheels.release(self._wheel, version, changes)
+        return [ROOT / "scripts" / script, "--root", self.root, "--from", wheel]
 
     @property
     def version(self) -> str:
@@ -88,6 +105,14 @@ def test_install_and_upgrade_twice_with_a_failure_in_between_that_goes_back_by_i
     assert "ExecStart=/opt/llm-proxy/current/bin/llm-proxy server" in units["llm-proxy.service"]
     machine.sql("INSERT INTO projects (id, name, is_active, created_at, updated_at) VALUES ('p', 'kept', 1, '2026', '2026')")
 
+    # What an operator leaves there.
+    (machine.root / "etc/llm-proxy/credentials/ENCRYPTION_KEY.bak").write_text("the one before")
+    own = [machine.root / f"var/lib/llm-proxy/backups/llm-proxy-2026010{day}T030000Z.tar.gz" for day in range(1, 6)]
+    own[0].parent.mkdir()
+    for path in own:
+        path.touch()
+    secrets = machine.files("etc/llm-proxy/credentials")
+
     assert machine.run("install", "1.0").returncode == 0, "a second run is harmless"
     assert "scripts/upgrade brings 1.1" in machine.run("install", "1.1").stderr
 
@@ -96,6 +121,20 @@ def test_install_and_upgrade_twice_with_a_failure_in_between_that_goes_back_by_i
     assert "this release is broken" in done.stderr and "1.0 serves again" in done.stderr
     assert (machine.version, machine.migrations) == ("1.0", migrate.known())
     assert machine.files("etc/systemd/system") == units
+    assert machine.hung_up("1.1", NEXT) == 128 + signal.SIGHUP
+    assert (machine.version, machine.migrations) == ("1.0", migrate.known())
+
+    (folder := machine.root / "etc/systemd/system").rename(folder.with_name("away"))
+    folder.write_text("no folder")
+    done = machine.run("upgrade", "1.1", NEXT)
+    assert done.returncode == 1 and "1.0 serves again" in done.stderr and "units" in done.stderr, done.stderr
+    folder.unlink()
+    folder.with_name("away").rename(folder)
+
+    lock = os.open(machine.root / "opt/llm-proxy", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert "Another" in machine.run("upgrade", "1.3", NEXT).stderr
+    os.close(lock)
 
     for _ in range(2):
         done = machine.run("upgrade", "1.3", NEXT)
@@ -104,5 +143,18 @@ def test_install_and_upgrade_twice_with_a_failure_in_between_that_goes_back_by_i
     assert "installed already" in done.stderr
     assert machine.files("etc/llm-proxy/credentials") == secrets
     assert machine.sql("SELECT name FROM projects WHERE id = 'p'") == [("kept",)]
+    assert all(path.exists() for path in own), "the copies that it made are all that it removes"
     # The one before stays, the broken one does not.
     assert {path.name for path in (machine.root / "opt/llm-proxy/versions").iterdir()} == {"1.0", "1.3"}
+
+
+def test_one_of_several_units_that_has_ended_is_no_success(tmp_path: pathlib.Path) -> None:
+    # As systemctl does it, is-active is content with one unit of several.
+    (tmp_path / "systemctl").write_text('#!/bin/sh\ncase "$*" in start*) ;; *socket*) ;; *) exit 3 ;; esac\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    script = (
+        '. "$(dirname "$0")/deployment"; sleep() { :; }; until_ready() { :; }; start 1.0 llm-proxy.socket llm-proxy@1.service'
+    )
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    done = subprocess.run(["/bin/sh", "-c", script, ROOT / "scripts" / "upgrade"], env=environment, timeout=30)
+    assert done.returncode == 1
