@@ -19,6 +19,7 @@ from stage.asking import ASKING
 from stage.certificates import new_authority
 from stage.gateways import KINDS, Gateway, Instance, gateway
 from stage.house import MANAGEMENT_TOKEN, House, open_house, settings_for
+from stage.postgres import free_port
 from stage.programs import needs, path_of
 from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, answer, chunk, scripted_provider
 from stage.raw import connected
@@ -311,3 +312,22 @@ async def test_a_call_that_was_sent_is_not_sent_twice(name: str, tmp_path: Path)
             assert reply.status == 502
         posts = [found for site in (one, other) for found in site.exchanges if found.request_line.startswith(b"POST")]
     assert len(posts) == 1
+
+
+LOGS = ("output", "access.log", "error.log")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in KINDS])
+async def test_no_log_holds_the_token_of_a_call_that_could_not_be_passed_on(name: str, tmp_path: Path) -> None:
+    authority = new_authority(tmp_path)
+    gone = f"http://127.0.0.1:{free_port()}"
+    made = gateway(name, tmp_path / "gateway", authority.pair(), Instance(gone, gone))
+    trust = ssl.create_default_context(cafile=authority.file)
+    headers = {"api-key": "sk-in-header", "Authorization": "Bearer sk-in-header"}
+    async with made.running(), aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as client:
+        for path in (CHAT, "/admin/login"):
+            async with client.post(f"{made.url}{path}?key=sk-in-query", json=ASKING, headers=headers) as reply:
+                assert reply.status in (502, 503)
+    said = "".join(path.read_text() for path in (tmp_path / "gateway").iterdir() if path.name in LOGS)
+    # HAProxy on its standard output, like Caddy; nginx in files. The call itself must be told of.
+    assert CHAT in said and "sk-in-" not in said
