@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 import ssl
 import time
@@ -17,13 +18,15 @@ import pytest
 import pytest_asyncio
 from stage.asking import ASKING
 from stage.certificates import new_authority
-from stage.gateways import KINDS, Gateway, Instance, gateway
+from stage.gateways import FOLDER, KINDS, Gateway, Instance, gateway
 from stage.house import MANAGEMENT_TOKEN, House, open_house, settings_for
 from stage.postgres import free_port
 from stage.programs import needs, path_of
 from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, answer, chunk, scripted_provider
 from stage.raw import connected
 from stage.visitor import Visitor
+
+from llm_proxy.wire import KEEPALIVE_SECONDS
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs("curl")]
 VERSIONS = pytest.mark.parametrize("version", ["--http1.1", "--http2"])
@@ -88,6 +91,14 @@ async def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         made = gateway(request.param, folder / "gateway", authority.pair(), Instance(house.url, house.sites.admin))
         async with made.running():
             yield Front(made, house, provider, await house.token_for(provider.url), authority.file)
+
+
+@pytest.mark.parametrize("file", ["Caddyfile", "nginx.conf"])
+async def test_idle_connections_are_closed_by_the_gateway_and_not_by_the_instance(file: str) -> None:
+    # What nginx says behind its certificate is about its clients.
+    upstream, _, _ = (FOLDER / file).read_text().partition("ssl_certificate")
+    kept = re.findall(r"^\s+keepalive(?:_timeout)? (\d+)s", upstream, re.MULTILINE)
+    assert kept and max(map(int, kept)) < KEEPALIVE_SECONDS
 
 
 async def test_the_program_itself_finds_no_fault_in_the_file(front: Front) -> None:

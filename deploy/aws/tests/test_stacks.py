@@ -102,8 +102,9 @@ def test_a_stop_leaves_calls_the_time_that_every_part_of_it_knows_of(stacks: Sta
 def test_the_balancer_cuts_no_silent_call_before_the_proxy_and_no_kept_connection_after_it(stacks: Stacks) -> None:
     [balancer] = resources(stacks, "AWS::ElasticLoadBalancingV2::LoadBalancer")
     idle = int(attributes(balancer, "LoadBalancerAttributes")["idle_timeout.timeout_seconds"])
-    # The profiles' first_byte, and the keep-alive of aiohttp; tests/deploy/test_aws.py holds both against the product.
-    assert 600 < idle < 3630
+    # The profiles' first_byte, and for how long the proxy keeps a gateway's idle connection; tests/deploy/test_aws.py holds both
+    # against the product.
+    assert 600 < idle < 3660
 
 
 def test_what_ecs_kills_for_does_not_depend_on_the_database(stacks: Stacks) -> None:
