@@ -208,6 +208,12 @@ def test_by_default_the_proxy_is_alone_and_nothing_is_missing_in_any_profile() -
             assert all("healthcheck" in SERVICES[on] for on in waits if waits[on]["condition"] == "service_healthy")
 
 
+def test_postgres_counts_as_healthy_once_it_can_be_reached() -> None:
+    # While it makes its database, a server of its own listens on a socket in the file system only.
+    test = SERVICES["postgres"]["healthcheck"]["test"]
+    assert test[test.index("-h") + 1] == "127.0.0.1"
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_our_containers_have_no_privilege(name: str) -> None:
     service = SERVICES[name]
