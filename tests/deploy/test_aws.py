@@ -21,6 +21,7 @@ from llm_proxy.events import OUTCOMES, Event
 from llm_proxy.events.recorders import facts_of
 from llm_proxy.events.recorders import log as call_log
 from llm_proxy.logs import JsonFormatter
+from llm_proxy.server import CLOSING_SECONDS
 from llm_proxy.settings import SINKS, TABLE, check_serving, check_sinks, load
 from llm_proxy.settings.values import SECRET_KINDS
 
@@ -78,7 +79,7 @@ def test_the_program_takes_what_its_tasks_are_told(told: ModuleType, monkeypatch
     settings = load()
     check_serving(settings)
     assert (settings.db_driver, settings.log_level, settings.ships, settings.warnings) == ("postgres", "warning", bool(sinks), ())
-    assert settings.drain_delay + settings.shutdown_timeout < told.STOP_TIMEOUT
+    assert settings.drain_delay + settings.shutdown_timeout + CLOSING_SECONDS <= told.STOP_TIMEOUT
     check_sinks(load(overrides=told.of_dispatcher(options)), options.sinks)
     assert set(told.SINK_KEYS) == set(SINKS) - {"file"}
 

@@ -15,11 +15,11 @@ from stage.manifests import Manifest, of_kind, templates
 
 from llm_proxy.db import migrate
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
+from llm_proxy.server import CLOSING_SECONDS
 from llm_proxy.settings import TABLE, Settings, check_serving, check_sinks
 
 # The oldest Kubernetes that anybody still maintains, nearly; the newest that the tool knows.
 VERSIONS = ("1.30", "1.37")
-CLOSING_SECONDS = 15
 # The customary max_connections of PostgreSQL.
 CONNECTIONS = 100
 ALL = {overlay: manifests.read(manifests.file_of(overlay).read_text()) for overlay in manifests.OVERLAYS}
