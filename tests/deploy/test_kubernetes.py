@@ -269,6 +269,25 @@ def test_the_ingress_serves_every_endpoint_and_keeps_metrics_inside() -> None:
     assert {path for path, port in paths.items() if port == "admin"} == {"/admin"}
 
 
+def test_the_ingress_takes_heads_of_answers_as_long_as_our_nginx_does() -> None:
+    ours = re.search(r"proxy_buffer_size (\w+);", (manifests.ROOT / "deploy" / "gateway" / "nginx.conf").read_text())
+    applications, _ = of_kind(ALL["production"], "Ingress")
+    assert ours and applications["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-buffer-size"] == ours[1]
+
+
+def test_the_guide_waits_for_a_migration_to_its_end() -> None:
+    [job] = of_kind(ALL["production/migration"], "Job")
+    [minutes] = re.findall(r"--timeout=(\d+)m job/llm-proxy-migration", (manifests.ROOT / "deploy" / "KUBERNETES.md").read_text())
+    assert 60 * int(minutes) > job["spec"]["activeDeadlineSeconds"]
+
+
+def test_dns_is_reached_in_the_cluster_and_on_the_node() -> None:
+    [policy] = [found for found in of_kind(ALL["production"], "NetworkPolicy") if "egress" in found["spec"]]
+    [dns] = [rule for rule in policy["spec"]["egress"] if {port["port"] for port in rule["ports"]} == {53}]
+    assert {port["protocol"] for port in dns["ports"]} == {"UDP", "TCP"}
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns["to"]
+
+
 def test_the_prometheus_of_dev_has_our_alerts_and_asks_our_admin_site() -> None:
     maps = {found["metadata"]["name"]: found["data"] for found in of_kind(ALL["dev"], "ConfigMap")}
     volumes = {each["name"]: each for each in templates(ALL["dev"])["prometheus"]["spec"]["volumes"]}
