@@ -276,6 +276,13 @@ def test_the_ingress_takes_heads_of_answers_as_long_as_our_nginx_does() -> None:
     assert ours and applications["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-buffer-size"] == ours[1]
 
 
+def test_browsers_stay_with_a_pod_and_applications_get_no_cookie() -> None:
+    applications, operators = (found["metadata"]["annotations"] for found in of_kind(ALL["production"], "Ingress"))
+    cookie = {"affinity": "cookie", "session-cookie-path": "/admin"}
+    assert {f"nginx.ingress.kubernetes.io/{name}": value for name, value in cookie.items()}.items() <= operators.items()
+    assert not [name for name in applications if "affinity" in name or "cookie" in name]
+
+
 def test_the_guide_waits_for_a_migration_to_its_end() -> None:
     [job] = of_kind(ALL["production/migration"], "Job")
     [minutes] = re.findall(r"--timeout=(\d+)m job/llm-proxy-migration", (manifests.ROOT / "deploy" / "KUBERNETES.md").read_text())
