@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import inspect
 import json
 import re
 import sys
@@ -12,16 +11,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from aiohttp.web_protocol import RequestHandler
 from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN
 from stage.postgres import Postgres
 from stage.profiles import shipped
 
+from llm_proxy.connection import GATEWAY_KEEPALIVE_SECONDS
 from llm_proxy.db import migrate, open_database
 from llm_proxy.events import OUTCOMES, Event
 from llm_proxy.events.recorders import facts_of
 from llm_proxy.events.recorders import log as call_log
 from llm_proxy.logs import JsonFormatter
+from llm_proxy.server import CLOSING_SECONDS
 from llm_proxy.settings import SINKS, TABLE, check_serving, check_sinks, load
 from llm_proxy.settings.values import SECRET_KINDS
 
@@ -79,7 +79,7 @@ def test_the_program_takes_what_its_tasks_are_told(told: ModuleType, monkeypatch
     settings = load()
     check_serving(settings)
     assert (settings.db_driver, settings.log_level, settings.ships, settings.warnings) == ("postgres", "warning", bool(sinks), ())
-    assert settings.drain_delay + settings.shutdown_timeout < told.STOP_TIMEOUT
+    assert settings.drain_delay + settings.shutdown_timeout + CLOSING_SECONDS <= told.STOP_TIMEOUT
     check_sinks(load(overrides=told.of_dispatcher(options)), options.sinks)
     assert set(told.SINK_KEYS) == set(SINKS) - {"file"}
 
@@ -91,9 +91,8 @@ def test_options_take_no_setting_that_is_a_secret(told: ModuleType) -> None:
 
 
 def test_the_balancer_waits_longer_than_a_profile_and_shorter_than_the_proxy_keeps_connections(told: ModuleType) -> None:
-    keep_alive = inspect.signature(RequestHandler).parameters["keepalive_timeout"].default
     slowest = max(profile.timeouts.first_byte for profile in shipped().apis.values())
-    assert slowest < told.IDLE_TIMEOUT < keep_alive
+    assert slowest < told.IDLE_TIMEOUT < GATEWAY_KEEPALIVE_SECONDS
 
 
 def test_metric_filters_ask_for_what_a_call_line_holds() -> None:

@@ -16,6 +16,7 @@ from dotenv import dotenv_values
 from stage import image
 from stage.house import ENCRYPTION_KEY, MANAGEMENT_TOKEN
 
+from llm_proxy.server import CLOSING_SECONDS
 from llm_proxy.settings import TABLE, Settings, check_serving, check_sinks, parse_duration
 
 ROOT = Path(__file__).parents[2]
@@ -172,7 +173,10 @@ def test_every_service_of_ours_gets_settings_it_can_start_with(started: tuple[st
         if fleet:
             host = re.split(r"[/@]", url.reveal())[-2].split(":")
             assert host in (["postgres", default], ["redis", default])
-    assert parse_duration(SERVICES[name]["stop_grace_period"]) >= settings.shutdown_timeout + 10
+    grace = parse_duration(SERVICES[name]["stop_grace_period"])
+    assert grace >= settings.drain_delay + settings.shutdown_timeout + CLOSING_SECONDS
+    # What .env says of it must not be overruled.
+    assert "SHUTDOWN_TIMEOUT" not in SERVICES[name]["environment"]
 
 
 def test_the_guide_makes_an_env_file_that_compose_and_the_program_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +210,12 @@ def test_by_default_the_proxy_is_alone_and_nothing_is_missing_in_any_profile() -
             assert set(must) <= there, (profile, name)
             waits = [] if isinstance(needed, list) else needed
             assert all("healthcheck" in SERVICES[on] for on in waits if waits[on]["condition"] == "service_healthy")
+
+
+def test_postgres_counts_as_healthy_once_it_can_be_reached() -> None:
+    # While it makes its database, a server of its own listens on a socket in the file system only.
+    test = SERVICES["postgres"]["healthcheck"]["test"]
+    assert test[test.index("-h") + 1] == "127.0.0.1"
 
 
 @pytest.mark.parametrize("name", OURS)

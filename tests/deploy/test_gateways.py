@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import secrets
 import ssl
 import time
@@ -17,12 +18,15 @@ import pytest
 import pytest_asyncio
 from stage.asking import ASKING
 from stage.certificates import new_authority
-from stage.gateways import KINDS, Gateway, Instance, gateway
+from stage.gateways import FOLDER, KINDS, Gateway, Instance, gateway
 from stage.house import MANAGEMENT_TOKEN, House, open_house, settings_for
+from stage.postgres import free_port
 from stage.programs import needs, path_of
 from stage.provider import END, STREAM_HEAD, Exchange, ScriptedProvider, answer, chunk, scripted_provider
 from stage.raw import connected
 from stage.visitor import Visitor
+
+from llm_proxy.wire import KEEPALIVE_SECONDS
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs("curl")]
 VERSIONS = pytest.mark.parametrize("version", ["--http1.1", "--http2"])
@@ -87,6 +91,14 @@ async def front(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         made = gateway(request.param, folder / "gateway", authority.pair(), Instance(house.url, house.sites.admin))
         async with made.running():
             yield Front(made, house, provider, await house.token_for(provider.url), authority.file)
+
+
+@pytest.mark.parametrize("file", ["Caddyfile", "nginx.conf"])
+async def test_idle_connections_are_closed_by_the_gateway_and_not_by_the_instance(file: str) -> None:
+    # What nginx says behind its certificate is about its clients.
+    upstream, _, _ = (FOLDER / file).read_text().partition("ssl_certificate")
+    kept = re.findall(r"^\s+keepalive(?:_timeout)? (\d+)s", upstream, re.MULTILINE)
+    assert kept and max(map(int, kept)) < KEEPALIVE_SECONDS
 
 
 async def test_the_program_itself_finds_no_fault_in_the_file(front: Front) -> None:
@@ -311,3 +323,22 @@ async def test_a_call_that_was_sent_is_not_sent_twice(name: str, tmp_path: Path)
             assert reply.status == 502
         posts = [found for site in (one, other) for found in site.exchanges if found.request_line.startswith(b"POST")]
     assert len(posts) == 1
+
+
+LOGS = ("output", "access.log", "error.log")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in KINDS])
+async def test_no_log_holds_the_token_of_a_call_that_could_not_be_passed_on(name: str, tmp_path: Path) -> None:
+    authority = new_authority(tmp_path)
+    gone = f"http://127.0.0.1:{free_port()}"
+    made = gateway(name, tmp_path / "gateway", authority.pair(), Instance(gone, gone))
+    trust = ssl.create_default_context(cafile=authority.file)
+    headers = {"api-key": "sk-in-header", "Authorization": "Bearer sk-in-header"}
+    async with made.running(), aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as client:
+        for path in (CHAT, "/admin/login"):
+            async with client.post(f"{made.url}{path}?key=sk-in-query", json=ASKING, headers=headers) as reply:
+                assert reply.status in (502, 503)
+    said = "".join(path.read_text() for path in (tmp_path / "gateway").iterdir() if path.name in LOGS)
+    # HAProxy on its standard output, like Caddy; nginx in files. The call itself must be told of.
+    assert CHAT in said and "sk-in-" not in said

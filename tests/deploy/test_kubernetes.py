@@ -15,13 +15,13 @@ from stage.manifests import Manifest, of_kind, templates
 
 from llm_proxy.db import migrate
 from llm_proxy.providers.profile_file import load_profiles, packaged_path
+from llm_proxy.server import CLOSING_SECONDS
 from llm_proxy.settings import TABLE, Settings, check_serving, check_sinks
 
 # The oldest Kubernetes that anybody still maintains, nearly; the newest that the tool knows.
 VERSIONS = ("1.30", "1.37")
-CLOSING_SECONDS = 15
-# The customary max_connections of PostgreSQL.
-CONNECTIONS = 100
+# The customary max_connections of PostgreSQL, less those that it keeps for superusers.
+CONNECTIONS = 100 - 3
 ALL = {overlay: manifests.read(manifests.file_of(overlay).read_text()) for overlay in manifests.OVERLAYS}
 SERVING = [overlay for overlay in ALL if overlay != "production/migration"]
 PODS = [pytest.param(overlay, name, id=f"{overlay} {name}") for overlay, found in ALL.items() for name in templates(found)]
@@ -214,9 +214,10 @@ def test_what_scales_and_guards_pods_finds_them(settings_for: Any, overlay: str)
         target = scaler["spec"]["scaleTargetRef"]
         [scaled] = [each for each in of_kind(found, target["kind"]) if each["metadata"]["name"] == target["name"]]
         assert "replicas" not in scaled["spec"]
-        # A few beside the pool: migrations, LISTEN, the operator's own.
+        # Beside the pool it listens; a rollout has some pods more.
+        pods = scaler["spec"]["maxReplicas"] + scaled["spec"]["strategy"]["rollingUpdate"]["maxSurge"]
         pool = settings_for(overlay, target["name"]).database_pool_size + 1
-        assert scaler["spec"]["maxReplicas"] * pool < CONNECTIONS
+        assert pods * pool < CONNECTIONS
     kinds = {manifest["kind"] for manifest in found}
     if overlay != "dev":
         assert {"HorizontalPodAutoscaler", "PodDisruptionBudget", "NetworkPolicy", "ServiceMonitor", "Ingress"} <= kinds
@@ -267,6 +268,32 @@ def test_the_ingress_serves_every_endpoint_and_keeps_metrics_inside() -> None:
     assert [each for each in needed if not any(each == path or each.startswith(f"{path}/") for path in paths)] == []
     assert not any(Settings().metrics_path.startswith(path) for path in paths)
     assert {path for path, port in paths.items() if port == "admin"} == {"/admin"}
+
+
+def test_the_ingress_takes_heads_of_answers_as_long_as_our_nginx_does() -> None:
+    ours = re.search(r"proxy_buffer_size (\w+);", (manifests.ROOT / "deploy" / "gateway" / "nginx.conf").read_text())
+    applications, _ = of_kind(ALL["production"], "Ingress")
+    assert ours and applications["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-buffer-size"] == ours[1]
+
+
+def test_browsers_stay_with_a_pod_and_applications_get_no_cookie() -> None:
+    applications, operators = (found["metadata"]["annotations"] for found in of_kind(ALL["production"], "Ingress"))
+    cookie = {"affinity": "cookie", "session-cookie-path": "/admin"}
+    assert {f"nginx.ingress.kubernetes.io/{name}": value for name, value in cookie.items()}.items() <= operators.items()
+    assert not [name for name in applications if "affinity" in name or "cookie" in name]
+
+
+def test_the_guide_waits_for_a_migration_to_its_end() -> None:
+    [job] = of_kind(ALL["production/migration"], "Job")
+    [minutes] = re.findall(r"--timeout=(\d+)m job/llm-proxy-migration", (manifests.ROOT / "deploy" / "KUBERNETES.md").read_text())
+    assert 60 * int(minutes) > job["spec"]["activeDeadlineSeconds"]
+
+
+def test_dns_is_reached_in_the_cluster_and_on_the_node() -> None:
+    [policy] = [found for found in of_kind(ALL["production"], "NetworkPolicy") if "egress" in found["spec"]]
+    [dns] = [rule for rule in policy["spec"]["egress"] if {port["port"] for port in rule["ports"]} == {53}]
+    assert {port["protocol"] for port in dns["ports"]} == {"UDP", "TCP"}
+    assert {"ipBlock": {"cidr": "169.254.20.10/32"}} in dns["to"]
 
 
 def test_the_prometheus_of_dev_has_our_alerts_and_asks_our_admin_site() -> None:

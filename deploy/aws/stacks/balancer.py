@@ -74,7 +74,7 @@ class Balancer(cdk.Stack):
         )
 
     def _listener(self, certificate: acm.ICertificate) -> elb.ApplicationListener:
-        self.balancer.add_redirect(open=False)
+        self._refuse_calls_without_tls()
         return self.balancer.add_listener(
             "Https",
             port=443,
@@ -82,6 +82,20 @@ class Balancer(cdk.Stack):
             certificates=[certificate],
             ssl_policy=elb.SslPolicy.RECOMMENDED_TLS,
             default_action=elb.ListenerAction.fixed_response(404, content_type="text/plain", message_body="Not found\n"),
+        )
+
+    def _refuse_calls_without_tls(self) -> None:
+        """A client that follows redirects would show its token to the world with every call; only pages lead to TLS."""
+        refused = elb.ListenerAction.fixed_response(403, content_type="text/plain", message_body="Use https.\n")
+        pages = [
+            elb.ListenerCondition.path_patterns(["/", "/admin", "/admin/*"]),
+            elb.ListenerCondition.http_request_methods(["GET", "HEAD"]),
+        ]
+        self.balancer.add_listener("Http", port=80, open=False, default_action=refused).add_action(
+            "Pages",
+            priority=10,
+            conditions=pages,
+            action=elb.ListenerAction.redirect(protocol="HTTPS", port="443", permanent=True),
         )
 
     def _site(self, name: str, network: Network, port: int, **more: object) -> elb.ApplicationTargetGroup:

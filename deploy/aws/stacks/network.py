@@ -60,7 +60,7 @@ class Network(cdk.Stack):
         return ec2.SecurityGroup(self, name, vpc=self.vpc, description=description, allow_all_outbound=False)
 
     def _admit(self) -> None:
-        for port, why in ((HTTPS, "clients"), (80, "sent on to https")):
+        for port, why in ((HTTPS, "clients"), (80, "pages are sent on to https")):
             self.balancer.add_ingress_rule(ec2.Peer.any_ipv4(), ec2.Port.tcp(port), why)
         for port, why in ((PROXY_PORT, "calls"), (ADMIN_PORT, "the admin site")):
             self._connect(self.balancer, self.proxy, port, why)

@@ -92,7 +92,7 @@ class Options:
     private_subnets: tuple[str, ...] = option(_words, "", "Its private subnets in the same zones, with a way out (NAT).")
     nat_gateways: int = option(_count, "1", "NAT gateways of a VPC that is made; 2 outlive the loss of a zone.")
 
-    arm64: bool = option(_flag, "false", "Run on Graviton, a fifth cheaper; the image must be built for it.")
+    arm64: bool = option(_flag, "false", "Run on Graviton, a fifth cheaper; give `deploy` `PLATFORM=linux/arm64`.")
     cpu: int = option(_count, "1024", "CPU units of a proxy's task; one process uses one core, which is 1024.")
     memory: int = option(_count, "2048", "MiB of a proxy's task.")
     min_tasks: int = option(_count, "1", "The fewest proxies.")

@@ -21,6 +21,7 @@ case "$(basename "$0") $1 $2" in
     "aws logs tail") echo "what the migration said" ;;
     "docker login"*) cat > /dev/null ;;
     "openssl rand"*) echo bmV3IGtleQ== ;;
+    "pip install "*) [ -z "${AWAY:-}" ] ;;
 esac
 """
 
@@ -30,11 +31,12 @@ def tree(tmp_path: Path) -> Path:
     """A copy of the script, with programs that stand in for the real ones."""
     home = tmp_path / "deploy" / "aws"
     (home / ".venv" / "bin").mkdir(parents=True)
-    for name in ("pip", "cdk", "aws", "docker", "openssl"):
+    for name in ("pip", "python3", "cdk", "aws", "docker", "openssl"):
         program = home / ".venv" / "bin" / name
         program.write_text(STAND_IN)
         program.chmod(0o755)
     (home / "deploy").write_text(SCRIPT.read_text())
+    (home / "requirements.txt").write_text("aws-cdk-lib\n")
     return home
 
 
@@ -44,7 +46,7 @@ def run(tree: Path, *arguments: str, **environment: str) -> tuple[subprocess.Com
     calls.write_text("")
     ended = subprocess.run(
         ["sh", tree / "deploy", *arguments],
-        env={"PATH": os.environ["PATH"], "CALLS": str(calls), **environment},
+        env={"PATH": f"{tree}/.venv/bin:{os.environ['PATH']}", "CALLS": str(calls), **environment},
         capture_output=True,
         text=True,
         timeout=30,
@@ -82,6 +84,15 @@ def test_what_is_there_already_stays_as_it_is(tree: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert not [call for call in calls if call.startswith("docker") or "put-parameter" in call]
     assert "cdk deploy staging-* --require-approval never -c name=staging -c tag=1.2.3" in calls
+
+
+def test_packages_are_installed_until_that_went_well_and_again_once_others_are_wanted(tree: Path) -> None:
+    def installs(**environment: str) -> int:
+        return sum(call.startswith("pip install") for call in run(tree, "1.2.3", **environment)[1])
+
+    assert [installs(AWAY="yes"), installs(AWAY="yes"), installs(), installs()] == [1, 1, 1, 0]
+    (tree / "requirements.txt").write_text("aws-cdk-lib >= 3\n")
+    assert installs() == 1
 
 
 @pytest.mark.parametrize("code", ["1", "None"], ids=["it failed", "it never started"])

@@ -44,13 +44,22 @@ def attributes(properties: dict[str, Any], name: str) -> dict[str, str]:
 # The entrance
 
 
+def rules(found: Template) -> list[dict[str, Any]]:
+    return [rule["Properties"] for rule in found.find_resources("AWS::ElasticLoadBalancingV2::ListenerRule").values()]
+
+
+def forwarding(found: Template) -> list[dict[str, Any]]:
+    """The rules that lead to a site."""
+    return [rule for rule in rules(found) if "TargetGroupArn" in rule["Actions"][0]]
+
+
 def test_each_path_goes_to_the_site_that_serves_it_and_metrics_to_none(template: Of) -> None:
     found = template("balancer")
     groups = found.find_resources("AWS::ElasticLoadBalancingV2::TargetGroup")
     ports = {name: group["Properties"]["Port"] for name, group in groups.items()}
     routes = {}
-    for rule in found.find_resources("AWS::ElasticLoadBalancingV2::ListenerRule").values():
-        [action], [condition] = rule["Properties"]["Actions"], rule["Properties"]["Conditions"]
+    for rule in forwarding(found):
+        [action], [condition] = rule["Actions"], rule["Conditions"]
         for path in condition["PathPatternConfig"]["Values"]:
             routes[path] = ports[action["TargetGroupArn"]["Ref"]]
     ours = ("/v1/*", "/openai/*", "/manage/*", "/health*", "/ready", "/live")
@@ -59,9 +68,16 @@ def test_each_path_goes_to_the_site_that_serves_it_and_metrics_to_none(template:
     found.has_resource_properties("AWS::ElasticLoadBalancingV2::Listener", Match.object_like(listener))
 
 
-def test_plain_http_is_only_sent_on_to_https(template: Of) -> None:
-    redirect = {"Port": 80, "DefaultActions": [{"RedirectConfig": {"Protocol": "HTTPS", "StatusCode": "HTTP_301"}}]}
-    template("balancer").has_resource_properties("AWS::ElasticLoadBalancingV2::Listener", Match.object_like(redirect))
+def test_without_tls_pages_lead_to_it_and_calls_are_refused(template: Of) -> None:
+    found = template("balancer")
+    refusal = {"Port": 80, "DefaultActions": [{"FixedResponseConfig": {"StatusCode": "403"}}]}
+    found.has_resource_properties("AWS::ElasticLoadBalancingV2::Listener", Match.object_like(refusal))
+    [redirect] = [rule for rule in rules(found) if "RedirectConfig" in rule["Actions"][0]]
+    to = redirect["Actions"][0]["RedirectConfig"]
+    assert (to["Protocol"], to["Port"], to["StatusCode"]) == ("HTTPS", "443", "HTTP_301")
+    conditions = {one["Field"]: one for one in redirect["Conditions"]}
+    assert conditions["path-pattern"]["PathPatternConfig"]["Values"] == ["/", "/admin", "/admin/*"]
+    assert conditions["http-request-method"]["HttpRequestMethodConfig"]["Values"] == ["GET", "HEAD"]
 
 
 def test_a_zone_gives_certificate_and_record_and_a_certificate_stands_for_itself(template: Of) -> None:
@@ -76,8 +92,8 @@ def test_a_zone_gives_certificate_and_record_and_a_certificate_stands_for_itself
 
 def test_only_operators_reach_manage_and_admin_once_they_are_named(template: Of) -> None:
     found = template("balancer", "everything")
-    for rule in found.find_resources("AWS::ElasticLoadBalancingV2::ListenerRule").values():
-        conditions = {one["Field"]: one for one in rule["Properties"]["Conditions"]}
+    for rule in forwarding(found):
+        conditions = {one["Field"]: one for one in rule["Conditions"]}
         paths = conditions["path-pattern"]["PathPatternConfig"]["Values"]
         guarded = any(path.startswith(("/manage", "/admin")) for path in paths)
         networks = conditions.get("source-ip", {}).get("SourceIpConfig", {}).get("Values", [])
@@ -102,8 +118,9 @@ def test_a_stop_leaves_calls_the_time_that_every_part_of_it_knows_of(stacks: Sta
 def test_the_balancer_cuts_no_silent_call_before_the_proxy_and_no_kept_connection_after_it(stacks: Stacks) -> None:
     [balancer] = resources(stacks, "AWS::ElasticLoadBalancingV2::LoadBalancer")
     idle = int(attributes(balancer, "LoadBalancerAttributes")["idle_timeout.timeout_seconds"])
-    # The profiles' first_byte, and the keep-alive of aiohttp; tests/deploy/test_aws.py holds both against the product.
-    assert 600 < idle < 3630
+    # The profiles' first_byte, and for how long the proxy keeps a gateway's idle connection; tests/deploy/test_aws.py holds both
+    # against the product.
+    assert 600 < idle < 3660
 
 
 def test_what_ecs_kills_for_does_not_depend_on_the_database(stacks: Stacks) -> None:
