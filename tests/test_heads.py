@@ -1,9 +1,14 @@
 """What is remembered of heads, and for how long."""
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpProcessingError, HttpRequestParser
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from llm_proxy.errors import ApiError
@@ -95,6 +100,47 @@ def test_starts_that_differ_in_anything_else_are_not(other: bytes) -> None:
 )
 def test_what_the_parser_sees_otherwise_is_left_to_it(data: bytes, said: Any, agrees: bool) -> None:
     assert start(data).agrees(said) is agrees
+
+
+def parsed(data: bytes) -> list[tuple[Any, Any]]:
+    """What a parser that has seen nothing yet makes of these bytes; nothing where it refuses them."""
+    loop = asyncio.get_running_loop()
+    parser = HttpRequestParser(BaseProtocol(loop), loop, 65536, auto_decompress=False, max_msg_queue_size=8)
+    try:
+        return list(parser.feed_data(data)[0])
+    except HttpProcessingError:
+        return []
+
+
+def without_length(said: Any) -> list[object]:
+    headers = [pair for pair in said.raw_headers if pair[0].lower() != b"content-length"]
+    return [said.method, said.path, said.version, headers, said.should_close, said.upgrade, said.chunked]
+
+
+FIRST = b"POST / HTTP/1.1\r\nHost: h\r\n"
+LENGTHS = "Content-Length: 5\r\n|content-length: 5\r\n|Content-Length:5\r\n|Content-Length: |5|0"
+OTHERS = "Transfer-Encoding: chunked\r\n|Connection: upgrade\r\nUpgrade: h2c\r\n|Connection: close\r\n|X: y\r\n|X:\r\n|X: y"
+ODD = "\r|\n|\r\n|\r\n |\r\n\r\n|\t| |\0|abcde"
+PARTS = [part.encode() for part in f"{LENGTHS}|{OTHERS}|{ODD}".split("|")]
+
+
+@settings(max_examples=200)
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=5), body=st.sampled_from([b"", b"abcde", b"\r\n\r\n"]))
+@example(parts=[b"Content-Length:5\r\n"], body=b"")
+@example(parts=[b"Transfer-Encoding: chunked\r\n"], body=b"")
+@example(parts=[b"Content-Length:3\r\nX: y\r\n\r\n\r\nContent-Length: 5"], body=b"")
+async def test_a_head_that_is_learnt_is_read_alike_with_any_length(parts: list[bytes], body: bytes) -> None:
+    data = FIRST + b"".join(parts) + b"\r\n" + body
+    found, messages = start_of(data), parsed(data)
+    if not found or len(messages) != 1 or not found.agrees(messages[0][0]) or found.missing(data) < 0:
+        return
+    before, behind = found.key
+    for length in (0, 1, 12) if behind else (None,):
+        again = before + (b"%d" % length if length is not None else b"") + behind + b"\n" * (length or 0)
+        assert start(again).key == found.key and start(again).missing(again) == 0
+        [(said, content)] = parsed(again)
+        assert without_length(said) == without_length(messages[0][0]) and length_of(said) == length
+        assert content.is_eof() and content.total_bytes == (length or 0)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def shown(text: str | None) -> str | None:
 
 
 class _Told(NamedTuple):
-    """What a head tells of its call, fit for an event.
+    """What a head tells of its call; not yet fit for an event, for what is a secret may become known after it came first.
 
     Attributes:
         target: its path, before anything of it was checked.
@@ -53,26 +53,15 @@ class _Told(NamedTuple):
     target: Target
     asked_id: str | None
     correlation_id: str | None
-    shown_id: str | None
-    shown_correlation_id: str | None
     user_agent: str | None
-    method: str
-    path: str
 
 
 def _told(head: Head) -> _Told:
-    target = Target(path_of(head.raw_path), None)
-    asked_id = valid_request_id(head.headers.get("X-Request-ID"))
-    correlation_id = valid_request_id(head.headers.get("X-Correlation-ID"))
     return _Told(
-        target,
-        asked_id,
-        correlation_id,
-        shown(asked_id),
-        shown(correlation_id),
-        shown(head.headers.get(hdrs.USER_AGENT)),
-        shown(head.method) or "",
-        shown(target.path) or "",
+        Target(path_of(head.raw_path), None),
+        valid_request_id(head.headers.get("X-Request-ID")),
+        valid_request_id(head.headers.get("X-Correlation-ID")),
+        head.headers.get(hdrs.USER_AGENT),
     )
 
 
@@ -164,12 +153,12 @@ class Call:
         self.request_id = told.asked_id or new_id()
         self.correlation_id = told.correlation_id
         self.event = Event(
-            request_id=told.shown_id or self.request_id,
-            correlation_id=told.shown_correlation_id,
+            request_id=shown(told.asked_id) or self.request_id,
+            correlation_id=shown(told.correlation_id),
             client_ip=peer.address,
-            user_agent=told.user_agent,
-            method=told.method,
-            path=told.path,
+            user_agent=shown(told.user_agent),
+            method=shown(request.method) or "",
+            path=shown(told.target.path) or "",
         )
 
     @property

@@ -23,6 +23,7 @@ from llm_proxy.events import Event
 from llm_proxy.events.recorders import facts_of
 from llm_proxy.proxy.call import shown
 from llm_proxy.proxy.tee import Tee
+from llm_proxy.secret import Secret
 
 EMBEDDING = {"model": "text-embedding-3-small", "input": "hello there"}
 COMPLETION = {"model": "gpt-4o", "prompt": "hello there"}
@@ -113,6 +114,20 @@ async def test_an_event_says_all_that_is_known(house: House, provider: ScriptedP
     assert reply.header(b"x-request-id") == b"my-request.1"
     assert reply.header(b"x-upstream-request-id") == b"req_theirs"
     assert reply.header(b"x-correlation-id") == b"my_flow"
+
+
+async def test_what_has_become_a_secret_is_masked_though_the_same_head_came_before(
+    house: House, provider: ScriptedProvider
+) -> None:
+    token, key = await house.token_for(provider.url), "Zq7LkP0vXw3RtY"
+    sent = call(token, *(b"%b: of-%b" % (name, key.encode()) for name in (b"User-Agent", b"X-Request-ID", b"X-Correlation-ID")))
+    await ask(house.url, sent)
+    secret = Secret(key)
+    await ask(house.url, sent)
+    for number, text in enumerate((f"of-{key}", "of-****")):
+        event = await event_of(house, number)
+        assert [event.user_agent, event.request_id, event.correlation_id] == [text] * 3
+    assert secret
 
 
 async def test_an_unusable_request_id_is_replaced(house: House, provider: ScriptedProvider) -> None:
