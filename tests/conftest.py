@@ -1,6 +1,7 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import os
@@ -61,12 +62,14 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No setting of the machine, and no .env, reaches a test."""
-    for name in NAMES & os.environ.keys():
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES & os.environ.keys():
+            patch.delenv(name)
+        patch.chdir(tmp_path_factory.mktemp("nothing_here"))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -88,11 +91,20 @@ def read_once() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def secrets_stay_secret(tmp_path: pathlib.Path) -> Iterator[None]:
-    """No file that a test leaves holds a provider's key, a token or another secret of its house."""
+def own_folder(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test works in its tmp_path, and no file that it leaves there holds a provider's key, a token or another secret.
+
+    Most of the thousands of tests write nothing and want none: for them a folder would take longer than the test.
+    """
+    if "tmp_path" not in request.fixturenames:
+        yield
+        assert not os.listdir(), "what writes files asks for tmp_path"
+        return
+    folder = request.getfixturevalue("tmp_path")
     secrets.begin()
-    yield
-    assert not secrets.found_in(tmp_path)
+    with contextlib.chdir(folder):
+        yield
+    assert not secrets.found_in(folder)
 
 
 @pytest.fixture(scope="session")
