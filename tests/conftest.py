@@ -6,9 +6,11 @@ import functools
 import gc
 import os
 import pathlib
+import shutil
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -19,6 +21,7 @@ from stage.management import Management, managing
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
 from stage.redis import RedisServer, running_redis
+from stage.watchdog import Watchdog
 
 from llm_proxy import context, fake_provider
 from llm_proxy.db import Database, open_database
@@ -62,13 +65,28 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+watchdog = Watchdog()
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """The timeouts of setup.cfg are watched by one thread."""
+    if settings.method != "thread":
+        return None
+    watchdog.watch(item, settings)
+    return True
+
+
+def pytest_timeout_cancel_timer() -> None:
+    """The test is over, whoever watched it."""
+    watchdog.rest()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def bare_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No setting of the machine, and no .env, reaches a test."""
+def bare_environment() -> Iterator[None]:
+    """No setting of the machine reaches a test."""
     with pytest.MonkeyPatch.context() as patch:
         for name in NAMES & os.environ.keys():
             patch.delenv(name)
-        patch.chdir(tmp_path_factory.mktemp("nothing_here"))
         yield
 
 
@@ -90,21 +108,23 @@ def read_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def own_folder(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test works in its tmp_path, and no file that it leaves there holds a provider's key, a token or another secret.
+@pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Where the thousands of tests work that ask for no folder: making one takes longer than most of them."""
+    return tmp_path_factory.mktemp("empty")
 
-    Most of the thousands of tests write nothing and want none: for them a folder would take longer than the test.
-    """
-    if "tmp_path" not in request.fixturenames:
-        yield
-        assert not os.listdir(), "what writes files asks for tmp_path"
-        return
-    folder = request.getfixturevalue("tmp_path")
+
+@pytest.fixture(autouse=True)
+def own_folder(request: pytest.FixtureRequest, empty_folder: pathlib.Path) -> Iterator[None]:
+    """No .env reaches a test, and no file that it leaves holds a provider's key, a token or another secret of its house."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else empty_folder
     secrets.begin()
     with contextlib.chdir(folder):
         yield
     assert not secrets.found_in(folder)
+    if folder == empty_folder and any(folder.iterdir()):
+        shutil.rmtree(folder)
+        folder.mkdir()
 
 
 @pytest.fixture(scope="session")
