@@ -1,13 +1,16 @@
 """Fixtures that every test may use."""
 
 import asyncio
+import contextlib
 import functools
 import gc
 import os
 import pathlib
+import shutil
 import ssl
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,6 +21,7 @@ from stage.management import Management, managing
 from stage.postgres import Postgres, running_postgres
 from stage.provider import ScriptedProvider, scripted_provider
 from stage.redis import RedisServer, running_redis
+from stage.watchdog import Watchdog
 
 from llm_proxy import context, fake_provider
 from llm_proxy.db import Database, open_database
@@ -61,12 +65,29 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
-@pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
-    """No setting of the machine, and no .env, reaches a test."""
-    for name in NAMES & os.environ.keys():
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+watchdog = Watchdog()
+
+
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """The timeouts of setup.cfg are watched by one thread."""
+    if settings.method != "thread":
+        return None
+    watchdog.watch(item, settings)
+    return True
+
+
+def pytest_timeout_cancel_timer() -> None:
+    """The test is over, whoever watched it."""
+    watchdog.rest()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bare_environment() -> Iterator[None]:
+    """No setting of the machine reaches a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in NAMES & os.environ.keys():
+            patch.delenv(name)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,12 +108,23 @@ def read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def empty_folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Where the thousands of tests work that ask for no folder: making one takes longer than most of them."""
+    return tmp_path_factory.mktemp("empty")
+
+
 @pytest.fixture(autouse=True)
-def secrets_stay_secret(tmp_path: pathlib.Path) -> Iterator[None]:
-    """No file that a test leaves holds a provider's key, a token or another secret of its house."""
+def own_folder(request: pytest.FixtureRequest, empty_folder: pathlib.Path) -> Iterator[None]:
+    """No .env reaches a test, and no file that it leaves holds a provider's key, a token or another secret of its house."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else empty_folder
     secrets.begin()
-    yield
-    assert not secrets.found_in(tmp_path)
+    with contextlib.chdir(folder):
+        yield
+    assert not secrets.found_in(folder)
+    if folder == empty_folder and any(folder.iterdir()):
+        shutil.rmtree(folder)
+        folder.mkdir()
 
 
 @pytest.fixture(scope="session")

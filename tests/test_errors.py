@@ -104,12 +104,19 @@ def test_every_code_is_used(code: str) -> None:
     assert sum(text.count(f'"{code}"') for text in SOURCES.values()) > 1
 
 
-@pytest.mark.parametrize("path", sorted(SOURCES), ids=lambda path: "/".join(path.parts[-2:]))
-def test_no_error_has_a_code_without_a_rule(path: pathlib.Path) -> None:
-    calls = [node for node in ast.walk(ast.parse(SOURCES[path])) if isinstance(node, ast.Call) and node.args]
+def test_no_error_has_a_code_without_a_rule() -> None:
+    wrong = [(path.name, code) for path, text in SOURCES.items() for code in raised_in(text) if code not in RULES]
+    assert wrong == []
+
+
+def raised_in(text: str) -> list[object]:
+    """The codes with which a module raises errors."""
+    # Reading every module as Python would take seconds.
+    if "ApiError(" not in text and "Overtaken(" not in text:
+        return []
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and node.args]
     raised = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("ApiError", "Overtaken")]
-    codes = [call.args[0].value for call in raised if isinstance(call.args[0], ast.Constant)]
-    assert not [code for code in codes if code not in RULES]
+    return [call.args[0].value for call in raised if isinstance(call.args[0], ast.Constant)]
 
 
 @pytest.mark.parametrize(

@@ -333,7 +333,7 @@ def url_of(one: socket.socket) -> str:
     return "http://{}:{}".format(*one.getsockname())
 
 
-@pytest.mark.parametrize("names", ["", "proxy", "llm-proxy.socket"], ids=["unnamed", "named", "named after its unit"])
+@pytest.mark.parametrize("names", ["", "llm-proxy.socket"], ids=["unnamed", "named after its unit"])
 async def test_a_passed_socket_is_served_and_outlives_the_process(
     tmp_path: pathlib.Path, listener: socket.socket, names: str
 ) -> None:

@@ -326,6 +326,9 @@ async def test_every_act_works_and_a_reload_repeats_nothing(tmp_path: Path, fake
                 things = await furnished(house, fake, number)
                 async with step.given(house, things):
                     path = await carried_out(tab, step, things)
+                    # The browser repeats the same request whether pages have scripts or not; each is a page more to load.
+                    if scripts:
+                        await reloaded(tab)
             except (AssertionError, playwright.async_api.Error) as error:
                 failed[f"{step.act}, {step.button}"] = f"{error}\nat {tab.page.url}: {await tab.page.inner_text('main')}"
             else:
@@ -368,12 +371,16 @@ async def carried_out(tab: Watched, step: Step, things: Things) -> str:
     assert re.fullmatch("/admin/" + re.sub(r"\{\w+\}", "[^/]+", step.act), path), f"this form belongs to {path}"
     await button.click()
     await tab.page.locator("main", has_text=step.says.format_map(things)).wait_for()
+    return str(path)
+
+
+async def reloaded(tab: Watched) -> None:
+    """What was told is told once."""
     # What it looks like is not of interest here, only what it says.
     reply = await tab.page.reload(wait_until="commit")
     assert reply and reply.status == 200
     again = await reply.text()
     assert not re.search(r'class="news \w+" role="status"|id="secret"', again), "told once more"
-    return str(path)
 
 
 def pressable(tab: Watched, name: str) -> Locator:

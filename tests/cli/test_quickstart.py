@@ -82,16 +82,14 @@ def paste(line: str, folder: pathlib.Path, *, stand_in: bool = False) -> str:
     return subprocess.run(["/bin/sh", "-c", line], cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("stand_in", [False, True], ids=["curl", "a stand-in for it"])
-async def test_in_an_empty_folder_it_makes_what_it_needs_and_its_curl_line_streams(
-    tmp_path: pathlib.Path, stand_in: bool
-) -> None:
+async def test_in_an_empty_folder_it_makes_what_it_needs_and_its_curl_line_streams(tmp_path: pathlib.Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
     async with quickstart(folder) as run:
-        stream = await asyncio.to_thread(paste, curl_line(run), tmp_path / "elsewhere", stand_in=stand_in)
-        assert stream.count("data: {") > 3 and stream.strip().endswith("data: [DONE]")
-        assert '"content":"Hello!"' in stream
+        for stand_in in (False, True):
+            stream = await asyncio.to_thread(paste, curl_line(run), tmp_path / f"elsewhere-{stand_in}", stand_in=stand_in)
+            assert stream.count("data: {") > 3 and stream.strip().endswith("data: [DONE]")
+            assert '"content":"Hello!"' in stream
         assert await run.stopped() == 0
     files = [path for path in folder.rglob("*") if path.is_file() and "events" not in path.parts]
     made = {str(path.relative_to(folder)): stat.S_IMODE(path.stat().st_mode) for path in files}
@@ -124,25 +122,28 @@ async def test_a_second_start_keeps_everything_and_prints_the_same_token(tmp_pat
     assert ((tmp_path / ".env").read_bytes(), rows(tmp_path, "SELECT id FROM projects UNION SELECT id FROM tokens")) == before
 
 
-@pytest.mark.parametrize(
-    "spoiling",
-    [
-        pytest.param("UPDATE tokens SET expires_at = 1", id="expired"),
-        pytest.param("UPDATE tokens SET is_active = 0", id="revoked"),
-        pytest.param("DELETE FROM tokens", id="deleted"),
-        pytest.param("UPDATE projects SET is_active = 0", id="project deactivated"),
-    ],
+# Each as a statement, with whether the same token is good again at the next start.
+SPOILINGS = (
+    ("UPDATE tokens SET expires_at = 1", False),
+    ("UPDATE tokens SET is_active = 0", False),
+    ("DELETE FROM tokens", False),
+    ("UPDATE projects SET is_active = 0", True),
 )
-async def test_when_the_token_is_no_good_any_more_there_is_another(tmp_path: pathlib.Path, spoiling: str) -> None:
-    async with quickstart(tmp_path) as first:
-        assert await first.stopped() == 0
-    with contextlib.closing(sqlite3.connect(tmp_path / "data" / "llm-proxy.db", isolation_level=None)) as connection:
-        connection.execute(spoiling)
-    async with quickstart(tmp_path) as second:
-        project_was_off = "projects" in spoiling
-        assert (said(second, "Token") == said(first, "Token")) is project_was_off
-        assert "data: [DONE]" in await asyncio.to_thread(paste, curl_line(second), tmp_path / "elsewhere")
-    assert kept_token() == said(second, "Token")
+
+
+async def test_when_the_token_is_no_good_any_more_there_is_another(tmp_path: pathlib.Path) -> None:
+    async with quickstart(tmp_path) as run:
+        token = said(run, "Token")
+        assert await run.stopped() == 0
+    for number, (spoiling, same) in enumerate(SPOILINGS):
+        with contextlib.closing(sqlite3.connect(tmp_path / "data" / "llm-proxy.db", isolation_level=None)) as connection:
+            connection.execute(spoiling)
+        async with quickstart(tmp_path) as run:
+            assert (said(run, "Token") == token) is same, spoiling
+            token = said(run, "Token")
+            assert "data: [DONE]" in await asyncio.to_thread(paste, curl_line(run), tmp_path / f"elsewhere-{number}"), spoiling
+            assert await run.stopped() == 0
+        assert kept_token() == token
 
 
 async def test_nothing_of_the_fake_provider_is_stored_but_that_it_was_called(tmp_path: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """deploy/TROUBLESHOOTING.md: its codes and texts are those of the program, and none that matters is missing."""
 
 import ast
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -37,15 +38,17 @@ SENTENCES = [
 WHAT_MATTERS = {code for code, rule in RULES.items() if rule.status in (401, 403, 429) or rule.status >= 500}
 
 
-def _texts() -> Iterator[str]:
+@functools.cache
+def texts() -> str:
     """Every text that the program may say, in its parts between what is filled in."""
+    return "\n".join(_texts())
+
+
+def _texts() -> Iterator[str]:
     for path in pathlib.Path(llm_proxy.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield node.value
-
-
-TEXTS = "\n".join(_texts())
 
 
 def codes_by_status() -> list[tuple[str, int]]:
@@ -70,7 +73,7 @@ def test_every_code_that_needs_an_operator_is_told_of() -> None:
 
 @pytest.mark.parametrize("text", [*SEEN, *SENTENCES])
 def test_what_people_see_is_what_the_program_says(text: str) -> None:
-    assert text in TEXTS and text in GUIDE
+    assert text in texts() and text in GUIDE
 
 
 @pytest.mark.parametrize("name", sorted(GUIDES))

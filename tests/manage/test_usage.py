@@ -1,6 +1,7 @@
 """The history of usage at the management API."""
 
 import csv
+import functools
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -49,10 +50,15 @@ def publish(house: House, events: Iterable[Event]) -> None:
         house.context.bus.publish(one)
 
 
+@functools.cache
+def description() -> Any:
+    """The description of the API; reading it takes a third of a second."""
+    return yaml.safe_load(resources.files("llm_proxy.web").joinpath("static/openapi.yaml").read_bytes())
+
+
 def problems(answer: object) -> list[str]:
     """What is in an answer that the description does not have."""
-    document = yaml.safe_load(resources.files("llm_proxy.web").joinpath("static/openapi.yaml").read_bytes())
-    schema = {"$ref": "#/components/schemas/UsageList", "components": document["components"]}
+    schema = {"$ref": "#/components/schemas/UsageList", "components": description()["components"]}
     return [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(answer)]
 
 
