@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import termios
@@ -101,6 +102,12 @@ async def test_a_stream_of_another_kind_is_told(chat: Chat, provider: ScriptedPr
     assert done.err == "Error: The answer broke off: this is no stream of a chat.\n"
 
 
+def take_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    # A shell has what it runs in the background ignore the key, and so would the command.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """The command on a terminal of its own, with our end of that."""
@@ -112,7 +119,7 @@ def on_a_terminal(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], in
         stderr=theirs,
         env=environment(TERM="dumb"),
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=take_terminal,
     )
     os.close(theirs)
     try:

@@ -54,7 +54,13 @@ class Machine:
     def hung_up(self, version: str, changes: dict[str, str]) -> int:
         """The exit code of an upgrade whose terminal goes away once the service is stopped."""
         ours, theirs = os.openpty()
-        process = subprocess.Popen(self._arguments("upgrade", version, changes), env=self._environment, stderr=theirs)
+        process = subprocess.Popen(
+            self._arguments("upgrade", version, changes),
+            env=self._environment,
+            stderr=theirs,
+            # What nohup runs ignores it, and so would the script.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )
         os.close(theirs)
         said = b""
         while b"Stopping" not in said:

@@ -76,10 +76,13 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Setting
 def parsed(arguments: Sequence[str]) -> click.Context:
     """What the program makes of the arguments of a container, without running it; wrong ones are refused here."""
     found: click.Command | None = command
-    rest = list(arguments)
+    # What a command makes of its context once, such as the names of its help, it keeps for all later ones.
+    context, rest = click.Context(command, **command.context_settings), list(arguments)
     while isinstance(found, click.Group):
         name = rest.pop(0)
-        found = found.get_command(click.Context(found), name)
+        found = found.get_command(context, name)
         assert found, name
+        if isinstance(found, click.Group):
+            context = click.Context(found, context)
     assert found
-    return found.make_context("llm-proxy", rest)
+    return found.make_context("llm-proxy", rest, context)
