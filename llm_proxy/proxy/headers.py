@@ -162,8 +162,9 @@ def _changed(name: bytes, pair: tuple[bytes, bytes], rewrite: Callable[[str], st
 
 def replaced(headers: Iterable[tuple[bytes, bytes]], ours: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """The headers without those that we set, then ours; their names are in lower case."""
-    kept = [(name, value) for name, value in headers if name.lower().decode("latin-1") not in ours]
-    return kept + [(name.encode(), value.encode()) for name, value in ours.items()]
+    added = [(name.encode(), value.encode()) for name, value in ours.items()]
+    names = {name for name, _ in added}
+    return [pair for pair in headers if pair[0].lower() not in names] + added
 
 
 def first(headers: RawHeaders, names: Collection[bytes]) -> str | None:
