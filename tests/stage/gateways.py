@@ -1,8 +1,10 @@
 """Real gateways with the files of deploy/gateway in front of a test's own instances."""
 
 import asyncio
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -160,7 +162,12 @@ class Gateway:
         """Run it for the length of the block."""
         with (self._places.folder / "output").open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                *self._command(self._kind.run), cwd=self._places.folder, env=self._env, stdout=output, stderr=output
+                *self._command(self._kind.run),
+                cwd=self._places.folder,
+                env=self._env,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         try:
             async with asyncio.timeout(30):
@@ -169,9 +176,9 @@ class Gateway:
                     await asyncio.sleep(0.02)
             yield
         finally:
-            # Orderly stops wait for connections; nothing is lost with these.
-            if process.returncode is None:
-                process.kill()
+            # Orderly stops wait for connections; nothing is lost with these. Workers would outlive the process that made them.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
 
